@@ -1,0 +1,57 @@
+"""Recurrent networks for PyTorch: write one time step, get a fast network whose gradient you can see.
+
+Public names are loaded when they are first used, so that ``import recollect`` costs nothing and never
+imports torch by itself.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Public name -> the module that defines it. A name that is itself a module maps to itself.
+_HOME = {
+    "cell": "recollect.cells.cell",
+    "cells": "recollect.cells",
+    "clip_by_global_norm": "recollect.training",
+    "clip_by_value": "recollect.training",
+    "convert": "recollect.nn",
+    "datasets": "recollect.datasets",
+    "detach_state": "recollect.training",
+    "diagnose": "recollect.diagnosis",
+    "errors": "recollect.errors",
+    "Forecaster": "recollect.estimators",
+    "load": "recollect.model_file",
+    "nn": "recollect.nn",
+    "save": "recollect.model_file",
+    "set_backend": "recollect.engine.dispatch",
+    "tbptt": "recollect.training",
+    "training": "recollect.training",
+}
+
+__all__ = ["__version__", *sorted(_HOME)]  # pyright: ignore[reportUnsupportedDunderAll]
+
+if TYPE_CHECKING:
+    from recollect import cells, datasets, errors, nn, training
+    from recollect.cells.cell import cell
+    from recollect.diagnosis import diagnose
+    from recollect.engine.dispatch import set_backend
+    from recollect.estimators import Forecaster
+    from recollect.model_file import load, save
+    from recollect.nn import convert
+    from recollect.training import clip_by_global_norm, clip_by_value, detach_state, tbptt
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'recollect' has no attribute {name!r}; public names: {', '.join(__all__)}")
+    module = importlib.import_module(_HOME[name])
+    value = module if _HOME[name] == f"recollect.{name}" else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
