@@ -1,1 +1,1 @@
-
+"""A step as data: operations, graphs, tracing and equations on paper."""

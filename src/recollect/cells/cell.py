@@ -1,0 +1,237 @@
+"""A cell is one time step, written once, in plain PyTorch."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import keyword
+from collections import namedtuple
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from recollect.errors import CellError
+from recollect.graph.graph import Graph
+from recollect.graph.trace import BATCH, UNITS, TorchTarget, trace
+
+
+class Cell:
+    """One time step, validated and traced once; immutable.
+
+    Made by the decorator `cell` from a function, or by `from_graph` from data. A cell may be called:
+    ``cell(inp, rec, prev[, vec])`` runs the step itself, in PyTorch.
+
+    Attributes:
+        name: the function's name.
+        gates: names of the pre-activations, in the order in which weights are packed.
+        states: names of the states; the first is the output and feeds W_hh.
+        vectors: names of the per-unit parameters.
+        graph: the step as data; its key, not the name, says which cell this is.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        name: str,
+        gates: tuple[str, ...],
+        states: tuple[str, ...],
+        vectors: tuple[str, ...],
+        graph: Graph,
+        doc: str | None,
+    ) -> None:
+        self._function = function
+        self.name, self.gates, self.states, self.vectors = name, gates, states, vectors
+        self.graph = graph
+        self.__doc__ = doc
+        self.__name__ = name
+        self.Shares = namedtuple("Shares", gates)
+        self.States = namedtuple("States", states)
+        self.Vectors = namedtuple("Vectors", vectors)
+
+    def __call__(self, inp: Any, rec: Any, prev: Any, vec: Any = None) -> tuple[torch.Tensor, ...]:
+        """Run one step.
+
+        Args:
+            inp: `Shares` of the input, each [B, H]: x W_ih + b_ih for each gate.
+            rec: `Shares` of the recurrence, each [B, H]: h W_hh + b_hh for each gate.
+            prev: `States` one step ago, each [B, H].
+            vec: `Vectors`, each [H]; for cells that have them.
+
+        Returns:
+            The new states, each [B, H].
+        """
+        new = self._function(inp, rec, prev, vec) if self.vectors else self._function(inp, rec, prev)
+        return tuple(new) if isinstance(new, tuple | list) else (new,)
+
+    def __repr__(self) -> str:
+        vectors = f", vectors={' '.join(self.vectors)!r}" if self.vectors else ""
+        return f"<cell {self.name}: gates={' '.join(self.gates)!r}, states={' '.join(self.states)!r}{vectors}>"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Cell:
+        return self
+
+    def __reduce__(self) -> Any:
+        # A pickled or copied module carries the step as data, so it needs no source on the other side.
+        return (
+            Cell.from_graph,
+            (self.name, " ".join(self.gates), " ".join(self.states), " ".join(self.vectors), self.graph.to_json()),
+        )
+
+    @classmethod
+    def from_graph(cls, name: str, gates: str, states: str, vectors: str, graph: str) -> Cell:
+        """Make a cell from its declaration and its serialised graph; no code of the author is needed.
+
+        Raises:
+            GraphError: ``graph`` is not a serialised graph.
+            CellError: the declaration is not valid, or the graph does not fit it.
+        """
+        declared = _declaration(name, gates, states, vectors)
+        parsed = Graph.from_json(graph)
+        _check_graph(name, *declared, parsed)
+        target = TorchTarget()
+
+        def step(inp: Any, rec: Any, prev: Any, vec: Any = None) -> tuple[torch.Tensor, ...]:
+            kinds = {"inp": inp, "rec": rec, "prev": prev, "vec": vec}
+            leaves = {}
+            for leaf in parsed.leaves:
+                kind, _, field = leaf.partition(".")
+                leaves[leaf] = getattr(kinds[kind], field)
+            values = parsed.evaluate(leaves, target)
+            like = prev[0]
+            return tuple(
+                torch.broadcast_to(torch.as_tensor(values[state], dtype=like.dtype, device=like.device), like.shape)
+                for state in declared[1]
+            )
+
+        return cls(
+            step, name=name, gates=declared[0], states=declared[1], vectors=declared[2], graph=parsed, doc=None
+        )
+
+
+def cell(*, gates: str, states: str, vectors: str = "") -> Callable[[Callable[..., Any]], Cell]:
+    """Declare a recurrent cell: one time step in plain PyTorch.
+
+    Args:
+        gates: names of the pre-activations, separated by spaces, in the order weights are packed.
+        states: names of the states; the first is the output and the one that W_hh multiplies.
+        vectors: names of per-unit parameters; if there are any, the step takes a fourth argument.
+
+    Returns:
+        A decorator that turns the step ``f(inp, rec, prev[, vec])`` into a `Cell`. ``inp.k`` is
+        x W_ih + b_ih of gate k, ``rec.k`` is h W_hh + b_hh, ``prev.s`` a state one step ago; the step
+        returns the new states in order. It must be elementwise.
+
+    Raises:
+        CellError: the declaration or the step cannot be used; the message quotes the line.
+
+    Example:
+        >>> @recollect.cell(gates="f n", states="h")
+        ... def leaky(inp, rec, prev):
+        ...     f = torch.sigmoid(inp.f + rec.f)
+        ...     return f * prev.h + (1 - f) * torch.tanh(inp.n + rec.n)
+    """
+
+    def decorate(function: Callable[..., Any]) -> Cell:
+        name = getattr(function, "__name__", None)
+        if not inspect.isfunction(function) or name is None:
+            raise CellError("recollect.cell decorates a function", given=function, remedy="write the step with def")
+        declared = _declaration(name, gates, states, vectors)
+        graph = _trace(function, *declared)
+        _check_graph(name, *declared, graph)
+        return Cell(
+            function,
+            name=name,
+            gates=declared[0],
+            states=declared[1],
+            vectors=declared[2],
+            graph=graph,
+            doc=inspect.getdoc(function),
+        )
+
+    return decorate
+
+
+def _declaration(name: str, *texts: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    found = []
+    for what, text in zip(("gates", "states", "vectors"), texts, strict=True):
+        if not isinstance(text, str):
+            raise CellError(f"cell {name!r}: {what} must be names in one string", given=text, expected=f'{what}="a b"')
+        names = tuple(text.split())
+        for each in names:
+            if not each.isidentifier() or keyword.iskeyword(each) or each.startswith("_"):
+                raise CellError(f"cell {name!r}: {each!r} cannot be a name", given=f"{what}={text!r}")
+        twice = sorted({each for each in names if names.count(each) > 1})
+        if twice:
+            raise CellError(f"cell {name!r} names {twice[0]!r} twice", given=f"{what}={text!r}")
+        found.append(names)
+    for what, names in zip(("gates", "states"), found, strict=False):
+        if not names:
+            raise CellError(f"cell {name!r} has no {what}", given=f'{what}=""', expected="at least one name")
+    return found[0], found[1], found[2]
+
+
+def _trace(
+    function: Callable[..., Any], gates: tuple[str, ...], states: tuple[str, ...], vectors: tuple[str, ...]
+) -> Graph:
+    wanted = ["inp", "rec", "prev"] + (["vec"] if vectors else [])
+    parameters = list(inspect.signature(function).parameters)
+    if len(parameters) != len(wanted):
+        raise CellError(
+            f"cell {function.__name__!r} takes the wrong arguments",
+            given=f"def {function.__name__}({', '.join(parameters)})",
+            expected=f"def {function.__name__}({', '.join(wanted)})",
+        )
+    leaves: dict[str, torch.Tensor] = {}
+    arguments: dict[str, Any] = {}
+    kinds = (("inp", gates), ("rec", gates), ("prev", states), ("vec", vectors))
+    for kind, names in kinds:
+        if kind in wanted:
+            shape = (UNITS,) if kind == "vec" else (BATCH, UNITS)
+            tensors = {name: torch.empty(shape, device="meta") for name in names}
+            leaves.update({f"{kind}.{name}": tensor for name, tensor in tensors.items()})
+            arguments[kind] = namedtuple(kind, names)(**tensors)
+    try:
+        return trace(function, arguments, leaves, states)
+    except CellError as error:
+        cause = error.__cause__
+        if isinstance(cause, AttributeError) and type(cause.obj).__name__ in wanted:
+            kind, known = type(cause.obj).__name__, list(cause.obj._fields)
+            near = difflib.get_close_matches(str(cause.name), known, 1)
+            raise CellError(
+                f"cell {function.__name__!r} reads {kind}.{cause.name}, which it does not declare",
+                given=error.given,
+                expected=", ".join(f"{kind}.{each}" for each in known),
+                remedy=f"did you mean {kind}.{near[0]}?" if near else "declare the name in the decorator",
+            ) from None
+        raise
+
+
+def _check_graph(
+    name: str, gates: tuple[str, ...], states: tuple[str, ...], vectors: tuple[str, ...], graph: Graph
+) -> None:
+    known = {f"{kind}.{gate}" for kind in ("inp", "rec") for gate in gates}
+    known |= {f"prev.{state}" for state in states} | {f"vec.{vector}" for vector in vectors}
+    foreign = sorted(set(graph.leaves) - known)
+    if foreign or tuple(n for n, _ in graph.outputs) != states:
+        raise CellError(
+            f"the graph of cell {name!r} does not fit its declaration",
+            given=foreign or [n for n, _ in graph.outputs],
+            expected=sorted(known) if foreign else states,
+        )
+    for gate in gates:
+        if not {f"inp.{gate}", f"rec.{gate}"} & set(graph.leaves):
+            raise CellError(
+                f"cell {name!r} declares gate {gate!r} and never uses it",
+                given=f"gates={' '.join(gates)!r}",
+                expected=f"inp.{gate} or rec.{gate} in what the step returns",
+                remedy=f"use it, or leave {gate!r} out of gates",
+            )
+    for vector in vectors:
+        if f"vec.{vector}" not in graph.leaves:
+            raise CellError(
+                f"cell {name!r} declares vector {vector!r} and never uses it",
+                given=f"vectors={' '.join(vectors)!r}",
+                remedy=f"use vec.{vector}, or leave it out of vectors",
+            )

@@ -1,0 +1,198 @@
+"""What a kernel needs to know about a cell: decided once, from its graph, by no one else.
+
+A gate whose two shares are only ever added needs one accumulator (*fused*: the leaf ``pre.k``); the
+others keep their shares apart (``inp.k`` and ``rec.k``). Accumulators are ordered so that the input's
+product and the recurrent product each write one contiguous run of them:
+
+    [shares of the input alone | fused | shares of the recurrence alone]
+
+For the backward pass the results of costly operations are saved and cheap arithmetic is done again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+from recollect.graph import ops
+from recollect.graph.graph import Builder, Expr, Graph, vjp
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one cell is computed.
+
+    Attributes:
+        gates, states, vectors: the declaration's names.
+        accumulators: leaf names ``pre.k``, ``inp.k``, ``rec.k`` in kernel order.
+        input_range, recurrent_range: the runs of accumulators that x W_ih and h W_hh add to.
+        forward: leaves are accumulators, ``prev.s``, ``vec.v``; outputs ``next.s`` and then ``saved.j``.
+        saved: how many values per row and unit the forward pass saves (the outputs ``saved.j``).
+        backward: leaves are ``grad.s`` (dL/ds leaving the step), ``saved.j``, ``prev.s``, ``vec.v``;
+            outputs ``dinp.k``, ``drec.k`` for every gate, ``dprev.s`` and ``dvec.v``.
+        split: some gate has different gradients for its two shares.
+    """
+
+    gates: tuple[str, ...]
+    states: tuple[str, ...]
+    vectors: tuple[str, ...]
+    accumulators: tuple[str, ...]
+    input_range: tuple[int, int]
+    recurrent_range: tuple[int, int]
+    forward: Graph
+    saved: int
+    backward: Graph
+
+    @cached_property
+    def split(self) -> bool:
+        results = dict(self.backward.outputs)
+        return any(results[f"dinp.{gate}"] != results[f"drec.{gate}"] for gate in self.gates)
+
+    def gates_of(self, kind: str) -> tuple[int, ...]:
+        """The gates, by index, that the accumulators of the input's ("inp") or recurrent ("rec") run stand for."""
+        first, last = self.input_range if kind == "inp" else self.recurrent_range
+        return tuple(self.gates.index(name.partition(".")[2]) for name in self.accumulators[first:last])
+
+
+@lru_cache(maxsize=256)
+def make_plan(graph: Graph, gates: tuple[str, ...], states: tuple[str, ...], vectors: tuple[str, ...]) -> Plan:
+    """Derive the plan of a cell from its graph."""
+    fused = tuple(gate for gate in gates if _only_added(graph, gate))
+    apart = tuple(gate for gate in gates if gate not in fused)
+    inp_only = tuple(f"inp.{gate}" for gate in apart if f"inp.{gate}" in graph.leaves)
+    rec_only = tuple(f"rec.{gate}" for gate in apart if f"rec.{gate}" in graph.leaves)
+    accumulators = (*inp_only, *(f"pre.{gate}" for gate in fused), *rec_only)
+
+    builder = Builder()
+    step = _fuse(builder, graph, fused)
+    nexts = {state: step[index] for state, index in graph.outputs}
+    seeds = [(nexts[state], builder.leaf(f"grad.{state}")) for state in states]
+    wrt = [*accumulators, *(f"prev.{state}" for state in states), *(f"vec.{vector}" for vector in vectors)]
+    grads = dict(zip(wrt, vjp(seeds, [builder.leaf(name) for name in wrt]), strict=True))
+    zero = builder.const(0.0)
+
+    results: dict[str, Expr] = {}
+    for gate in gates:
+        for kind in ("inp", "rec"):
+            results[f"d{kind}.{gate}"] = grads.get(f"pre.{gate}") or grads.get(f"{kind}.{gate}") or zero
+    results |= {f"dprev.{state}": grads[f"prev.{state}"] or zero for state in states}
+    results |= {f"dvec.{vector}": grads[f"vec.{vector}"] or zero for vector in vectors}
+
+    saved = _choose_saved(builder, results, step)
+    forward = builder.build(
+        {
+            **{f"next.{state}": expr for state, expr in nexts.items()},
+            **{f"saved.{place}": Expr(builder, index) for place, index in enumerate(saved)},
+        }
+    )
+    return Plan(
+        gates=gates,
+        states=states,
+        vectors=vectors,
+        accumulators=accumulators,
+        input_range=(0, len(inp_only) + len(fused)),
+        recurrent_range=(len(inp_only), len(accumulators)),
+        forward=forward,
+        saved=len(saved),
+        backward=_read_saved(builder, results, saved),
+    )
+
+
+def _only_added(graph: Graph, gate: str) -> bool:
+    """True where inp.gate and rec.gate occur only in the one sum of both."""
+    index = {str(node.attr): i for i, node in enumerate(graph.nodes) if node.op == "leaf"}
+    pair = (index.get(f"inp.{gate}"), index.get(f"rec.{gate}"))
+    if None in pair:
+        return False
+    users = [i for i, node in enumerate(graph.nodes) if set(node.args) & set(pair)]
+    return (
+        len(users) == 1
+        and graph.nodes[users[0]].op == "add"
+        and sorted(graph.nodes[users[0]].args) == sorted(pair)  # pyright: ignore[reportArgumentType]
+        and not {i for _, i in graph.outputs} & set(pair)
+    )
+
+
+def _fuse(builder: Builder, graph: Graph, fused: tuple[str, ...]) -> list[Expr]:
+    """Copy the step with ``inp.k + rec.k`` replaced by ``pre.k`` for the fused gates."""
+
+    def leaf(name: str) -> Expr:
+        kind, _, gate = name.partition(".")
+        if gate in fused and kind in ("inp", "rec"):
+            # The sum of the two is then pre.k + 0, which the builder folds.
+            return builder.leaf(f"pre.{gate}") if kind == "inp" else builder.const(0.0)
+        return builder.leaf(name)
+
+    return builder.import_graph(graph, leaf)
+
+
+def _choose_saved(builder: Builder, results: dict[str, Expr], step: list[Expr]) -> list[int]:
+    """Choose which values of the forward pass the backward pass reads, as node indices.
+
+    Costly results and pre-activations that it needs are saved. A cheap value is computed again where all
+    that it depends on is at hand already, and saved where that would drag in something new.
+    """
+    own = {expr.index for expr in step}  # nodes of the forward pass; all others belong to the backward
+    needed: set[int] = set()
+    stack = [expr.index for expr in results.values()]
+    seen: set[int] = set()
+    while stack:
+        index = stack.pop()
+        if index in seen:
+            continue
+        seen.add(index)
+        if index in own:
+            needed.add(index)
+        else:
+            stack.extend(builder.nodes[index].args)
+
+    saved: set[int] = set()
+
+    def free(index: int) -> bool:
+        """Computable from what is saved, previous states, vectors and constants by cheap arithmetic."""
+        node = builder.nodes[index]
+        if index in saved or node.op == "const":
+            return True
+        if node.op == "leaf":
+            return str(node.attr).partition(".")[0] in ("prev", "vec")
+        return not ops.ROWS[node.op].costly and all(free(i) for i in node.args)
+
+    def is_costly(index: int) -> bool:
+        node = builder.nodes[index]
+        return node.op != "leaf" and node.op != "const" and ops.ROWS[node.op].costly
+
+    for index in sorted(needed):
+        if is_costly(index):
+            saved.add(index)
+    for index in sorted(needed):
+        # A condition cannot be saved as a number; what it compares can.
+        if not free(index):
+            node = builder.nodes[index]
+            if node.op != "leaf" and ops.ROWS[node.op].boolean:
+                saved.update(i for i in node.args if not free(i))
+            else:
+                saved.add(index)
+    return sorted(saved)
+
+
+def _read_saved(builder: Builder, results: dict[str, Expr], saved: list[int]) -> Graph:
+    """The backward graph with the saved values as leaves."""
+    place = {index: position for position, index in enumerate(saved)}
+    target = Builder()
+    memo: dict[int, Expr] = {}
+
+    def copy(index: int) -> Expr:
+        if index not in memo:
+            node = builder.nodes[index]
+            if index in place:
+                memo[index] = target.leaf(f"saved.{place[index]}")
+            elif node.op == "leaf":
+                memo[index] = target.leaf(str(node.attr))
+            elif node.op == "const":
+                memo[index] = target.const(float(node.attr))  # pyright: ignore[reportArgumentType]
+            else:
+                attr = None if node.attr is None else float(node.attr)
+                memo[index] = target.apply(node.op, *(copy(i) for i in node.args), attr=attr)
+        return memo[index]
+
+    return target.build({name: copy(expr.index) for name, expr in results.items()})

@@ -1,0 +1,365 @@
+"""A cell's step as data: a small immutable expression graph.
+
+A `Graph` is a tuple of nodes in topological order and the named nodes that are its results. `Builder`
+makes graphs: it shares equal subexpressions (hash-consing), folds constants and drops what nothing
+uses. `Expr` is a node under construction, with the operators of arithmetic.
+
+Leaves are named ``kind.name``: ``inp.i`` and ``rec.i`` are the input's and the recurrent share of gate
+i's pre-activation, ``prev.c`` a state one step ago, ``vec.p`` a per-unit parameter. The plan of the
+engine adds kinds of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from recollect.errors import GraphError
+from recollect.graph import ops
+
+FORMAT = 1
+MAX_NODES = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One value: ``op`` applied to earlier nodes. ``attr`` is a leaf's name or an op's number."""
+
+    op: str
+    args: tuple[int, ...] = ()
+    attr: str | float | None = None
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An immutable expression graph.
+
+    Attributes:
+        nodes: in topological order; a node's arguments come before it.
+        outputs: name -> index of the node that computes it, in order.
+        names: what the author called some of the nodes (for the eye only; not part of `key`).
+    """
+
+    nodes: tuple[Node, ...]
+    outputs: tuple[tuple[str, int], ...]
+    names: tuple[tuple[str, int], ...] = ()
+
+    @cached_property
+    def key(self) -> str:
+        """SHA-256 of the content: two graphs with one key compute the same."""
+        return hashlib.sha256(self._encode(names=False).encode()).hexdigest()
+
+    @cached_property
+    def leaves(self) -> tuple[str, ...]:
+        """The names of the leaves that the outputs depend on, in order of first use."""
+        return tuple(str(node.attr) for node in self.nodes if node.op == "leaf")
+
+    def to_json(self) -> str:
+        """Return canonical JSON; `from_json` of it gives an equal graph."""
+        return self._encode(names=True)
+
+    def _encode(self, *, names: bool) -> str:
+        body: dict[str, Any] = {
+            "format": FORMAT,
+            "nodes": [[node.op, list(node.args), _encode_attr(node.attr)] for node in self.nodes],
+            "outputs": [list(pair) for pair in self.outputs],
+        }
+        if names:
+            body["names"] = [list(pair) for pair in self.names]
+        return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+    @staticmethod
+    def from_json(text: str) -> Graph:
+        """Read a graph back, trusting nothing in it.
+
+        Raises:
+            GraphError: the text is not JSON, or not a graph that `to_json` could have written.
+        """
+        try:
+            body = json.loads(text)
+            if body["format"] != FORMAT:
+                raise GraphError("the graph has another format", given=body["format"], expected=FORMAT)
+            if len(body["nodes"]) > MAX_NODES:
+                raise GraphError("the graph is too large", given=len(body["nodes"]), expected=f"<= {MAX_NODES}")
+            nodes = tuple(_decode_node(index, *row) for index, row in enumerate(body["nodes"]))
+            outputs = tuple(_decode_name(len(nodes), *pair) for pair in body["outputs"])
+            names = tuple(_decode_name(len(nodes), *pair) for pair in body["names"])
+        except GraphError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise GraphError("this is not a serialised graph", given=f"{type(error).__name__}: {error}") from error
+        _check_kinds(nodes)
+        return Graph(nodes, outputs, names)
+
+    def evaluate(self, leaves: Mapping[str, Any], target: Any) -> dict[str, Any]:
+        """Compute the outputs with another target's arithmetic.
+
+        Args:
+            leaves: a value of the target for each name in `leaves`.
+            target: offers the primitive functions that the rows of `ops` call (see `ops.Target`).
+        """
+        values: list[Any] = []
+        for node in self.nodes:
+            if node.op == "leaf":
+                values.append(leaves[str(node.attr)])
+            elif node.op == "const":
+                values.append(target.const(node.attr))
+            else:
+                extra = () if node.attr is None else (node.attr,)
+                values.append(ops.ROWS[node.op].emit(target, *(values[i] for i in node.args), *extra))
+        return {name: values[index] for name, index in self.outputs}
+
+
+class Expr:
+    """A node under construction; supports ``+ - * /``, negation and comparisons with numbers too."""
+
+    __slots__ = ("builder", "index")
+
+    def __init__(self, builder: Builder, index: int) -> None:
+        self.builder, self.index = builder, index
+
+    @property
+    def node(self) -> Node:
+        return self.builder.nodes[self.index]
+
+    @property
+    def boolean(self) -> bool:
+        """True for the result of a comparison."""
+        return self.node.op in ops.ROWS and ops.ROWS[self.node.op].boolean
+
+    def __add__(self, other: Expr | float) -> Expr:
+        return self.builder.apply("add", self, other)
+
+    def __radd__(self, other: float) -> Expr:
+        return self.builder.apply("add", other, self)
+
+    def __sub__(self, other: Expr | float) -> Expr:
+        return self.builder.apply("sub", self, other)
+
+    def __rsub__(self, other: float) -> Expr:
+        return self.builder.apply("sub", other, self)
+
+    def __mul__(self, other: Expr | float) -> Expr:
+        return self.builder.apply("mul", self, other)
+
+    def __rmul__(self, other: float) -> Expr:
+        return self.builder.apply("mul", other, self)
+
+    def __truediv__(self, other: Expr | float) -> Expr:
+        return self.builder.apply("div", self, other)
+
+    def __rtruediv__(self, other: float) -> Expr:
+        return self.builder.apply("div", other, self)
+
+    def __neg__(self) -> Expr:
+        return self.builder.apply("neg", self)
+
+
+class Builder:
+    """Makes a graph node by node; equal nodes are one node."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self._index: dict[Node, int] = {}
+
+    def _intern(self, node: Node) -> Expr:
+        index = self._index.get(node)
+        if index is None:
+            index = self._index[node] = len(self.nodes)
+            self.nodes.append(node)
+        return Expr(self, index)
+
+    def leaf(self, name: str) -> Expr:
+        return self._intern(Node("leaf", attr=name))
+
+    def const(self, value: float) -> Expr:
+        return self._intern(Node("const", attr=float(value)))
+
+    def apply(self, op: str, *args: Expr | float, attr: float | None = None) -> Expr:
+        """Apply one row of the table. Numbers become constants, comparisons used as numbers 0 or 1."""
+        row = ops.ROWS[op]
+        exprs = [self.const(arg) if isinstance(arg, int | float) else arg for arg in args]
+        for position, expr in enumerate(exprs):
+            wants_boolean = position in row.boolean_args
+            if expr.boolean and not wants_boolean:
+                exprs[position] = self.apply("where", expr, 1.0, 0.0)
+            elif wants_boolean and not expr.boolean:
+                exprs[position] = self.apply("ne", expr, 0.0)
+        simpler = _simplify(self, op, exprs)
+        if simpler is not None:
+            return simpler
+        if row.commutes:
+            exprs.sort(key=lambda expr: expr.index)
+        return self._intern(Node(op, tuple(expr.index for expr in exprs), attr))
+
+    def import_graph(self, graph: Graph, leaf: Callable[[str], Expr] | None = None) -> list[Expr]:
+        """Copy a graph's nodes into this one; ``leaf`` may replace leaves. Returns one Expr per node."""
+        copies: list[Expr] = []
+        for node in graph.nodes:
+            if node.op == "leaf":
+                copies.append((leaf or self.leaf)(str(node.attr)))
+            elif node.op == "const":
+                copies.append(self.const(float(node.attr)))  # pyright: ignore[reportArgumentType]
+            else:
+                attr = None if node.attr is None else float(node.attr)
+                copies.append(self.apply(node.op, *(copies[i] for i in node.args), attr=attr))
+        return copies
+
+    def build(self, outputs: Mapping[str, Expr], names: Mapping[str, Expr] | None = None) -> Graph:
+        """Return the graph of what the outputs need; everything else is dropped."""
+        alive: set[int] = set()
+        stack = [expr.index for expr in outputs.values()]
+        while stack:
+            index = stack.pop()
+            if index not in alive:
+                alive.add(index)
+                stack.extend(self.nodes[index].args)
+        order = sorted(alive)
+        place = {index: position for position, index in enumerate(order)}
+        return Graph(
+            nodes=tuple(
+                Node(node.op, tuple(place[i] for i in node.args), node.attr)
+                for node in (self.nodes[index] for index in order)
+            ),
+            outputs=tuple((name, place[expr.index]) for name, expr in outputs.items()),
+            names=tuple((n, place[e.index]) for n, e in (names or {}).items() if e.index in place),
+        )
+
+
+def vjp(seeds: Sequence[tuple[Expr, Expr]], wrt: Iterable[Expr]) -> list[Expr | None]:
+    """Reverse mode, symbolically: one rule per op, in the same builder.
+
+    Args:
+        seeds: pairs (node, dL/dnode); gradients of one node add up.
+        wrt: the nodes whose gradients are asked for; what they depend on is not entered.
+
+    Returns:
+        dL/dnode for each of ``wrt``; None where L does not depend on it.
+    """
+    targets = list(wrt)
+    stop = {expr.index for expr in targets}
+    builder = seeds[0][0].builder
+    grads: dict[int, Expr] = {}
+    for node, grad in seeds:
+        grads[node.index] = grads[node.index] + grad if node.index in grads else grad
+    for index in range(max(node.index for node, _ in seeds), -1, -1):
+        node = builder.nodes[index]
+        if index not in grads or index in stop or node.op in ("leaf", "const"):
+            continue
+        args = [Expr(builder, i) for i in node.args]
+        extra = () if node.attr is None else (node.attr,)
+        partials = ops.ROWS[node.op].partials(Expr(builder, index), *args, *extra)
+        for arg, partial in zip(args, partials, strict=True):
+            if partial is None or arg.node.op == "const":
+                continue
+            share = grads[index] * partial
+            grads[arg.index] = grads[arg.index] + share if arg.index in grads else share
+    return [grads.get(expr.index) for expr in targets]
+
+
+def _constant(expr: Expr) -> float | None:
+    return float(expr.node.attr) if expr.node.op == "const" else None  # pyright: ignore[reportArgumentType]
+
+
+def _simplify(builder: Builder, op: str, args: list[Expr]) -> Expr | None:
+    """Exact rewrites only: none may change a value, a NaN or an infinity that the author asked for."""
+    values = [_constant(arg) for arg in args]
+    if op in _FOLD and None not in values:
+        try:
+            return builder.const(_FOLD[op](*values))
+        except (ArithmeticError, ValueError):
+            return None
+    match op, args, values:
+        case ("add", [x, _], [_, 0.0]) | ("add", [_, x], [0.0, _]) | ("sub", [x, _], [_, 0.0]):
+            return x
+        case ("mul", [x, _], [_, 1.0]) | ("mul", [_, x], [1.0, _]) | ("div", [x, _], [_, 1.0]):
+            return x
+        case ("mul", [x, _], [_, -1.0]) | ("mul", [_, x], [-1.0, _]):
+            return -x
+        case ("add", [x, y], _) if y.node.op == "neg":
+            return x - Expr(builder, y.node.args[0])
+        case ("add", [x, y], _) if x.node.op == "neg":
+            return y - Expr(builder, x.node.args[0])
+        case ("sub", [x, y], _) if y.node.op == "neg":
+            return x + Expr(builder, y.node.args[0])
+        case ("mul", [x, y], _):
+            # A mask times a value is a selection: 0 * inf would not be 0.
+            for mask, other in ((x, y), (y, x)):
+                if mask.node.op == "where":
+                    cond, yes, no = (Expr(builder, i) for i in mask.node.args)
+                    if _constant(no) == 0.0 and _constant(yes) is not None:
+                        return builder.apply("where", cond, other * yes, 0.0)
+                    if _constant(yes) == 0.0 and _constant(no) is not None:
+                        return builder.apply("where", cond, 0.0, other * no)
+        case ("neg", [x], _) if x.node.op == "neg":
+            return Expr(builder, x.node.args[0])
+    return None
+
+
+_FOLD: dict[str, Callable[..., float]] = {
+    "add": lambda x, y: x + y,
+    "sub": lambda x, y: x - y,
+    "mul": lambda x, y: x * y,
+    "div": lambda x, y: x / y,
+    "neg": lambda x: -x,
+}
+
+
+def _encode_attr(attr: str | float | None) -> Any:
+    if isinstance(attr, float):
+        # JSON has no infinities; a one-element list keeps numbers and leaf names apart.
+        return [attr] if math.isfinite(attr) else [repr(attr)]
+    return attr
+
+
+def _decode_attr(attr: Any) -> str | float | None:
+    if isinstance(attr, list):
+        (value,) = attr
+        if isinstance(value, str) and value not in ("inf", "-inf", "nan"):
+            raise GraphError("a constant is not a number", given=value)
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise GraphError("a constant is not a number", given=value)
+        return float(value)
+    if attr is None or isinstance(attr, str):
+        return attr
+    raise GraphError("a node's attribute is neither a name nor a number", given=attr)
+
+
+def _decode_node(index: int, op: Any, args: Any, attr: Any) -> Node:
+    value = _decode_attr(attr)
+    if not isinstance(op, str) or not (op in ops.ROWS or op in ("leaf", "const")):
+        raise GraphError(f"node {index} has an operation without a row", given=op, expected=ops.listing())
+    if not isinstance(args, list) or any(type(i) is not int or not 0 <= i < index for i in args):
+        raise GraphError(f"node {index} refers to nodes that do not come before it", given=args)
+    if op == "leaf":
+        kind, _, name = value.partition(".") if isinstance(value, str) else ("", "", "")
+        fits = not args and kind.isidentifier() and name.isidentifier()
+    elif op == "const":
+        fits = not args and isinstance(value, float)
+    else:
+        row = ops.ROWS[op]
+        fits = len(args) == row.arity and isinstance(value, float) == row.takes_number and not isinstance(value, str)
+    if not fits:
+        raise GraphError(f"node {index} ({op}) has the wrong arguments", given=f"{args}, {value}")
+    return Node(op, tuple(args), value)
+
+
+def _decode_name(count: int, name: Any, index: Any) -> tuple[str, int]:
+    if not isinstance(name, str) or type(index) is not int or not 0 <= index < count:
+        raise GraphError("a named node does not exist", given=(name, index))
+    return name, index
+
+
+def _check_kinds(nodes: tuple[Node, ...]) -> None:
+    """Comparisons may only be used where a condition is expected, and nothing else there."""
+    for index, node in enumerate(nodes):
+        for position, arg in enumerate(node.args):
+            source = ops.ROWS.get(nodes[arg].op)
+            boolean = source is not None and source.boolean
+            if boolean != (position in ops.ROWS[node.op].boolean_args):
+                raise GraphError(f"node {index} ({node.op}) mixes numbers and conditions", given=node)

@@ -1,0 +1,251 @@
+"""From a step in plain PyTorch to our graph, and from the graph back to PyTorch.
+
+The step is run once on tensors that have a shape and no data, under a dispatch mode that sees each
+ATen operator and looks up its row. An operator that has no row is refused where it happens, so the
+error quotes the author's own line.
+"""
+
+from __future__ import annotations
+
+import linecache
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import CodeType, FrameType, TracebackType
+from typing import Any, NoReturn
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from recollect.errors import CellError
+from recollect.graph import ops
+from recollect.graph.graph import Builder, Expr, Graph
+
+# Two unlike primes: a step that mixes up batch and units, or reduces over one of them, shows.
+BATCH, UNITS = 3, 5
+
+_PRODUCTS = ("mm", "matmul", "bmm", "addmm", "linear", "dot", "mv", "einsum", "baddbmm")
+_ACROSS_UNITS = ("sum", "mean", "softmax", "norm", "var", "std", "cumsum", "logsumexp", "amax", "amin", "max", "min")
+
+
+def trace(function: Callable[..., Any], arguments: Mapping[str, Any], leaves: Mapping[str, torch.Tensor],
+          states: tuple[str, ...]) -> Graph:  # fmt: skip
+    """Run ``function(**arguments)`` once and return the graph of what it computed.
+
+    Args:
+        function: the step.
+        arguments: what it is called with; holds the tensors of ``leaves``.
+        leaves: leaf name -> a meta tensor [BATCH, UNITS] or [UNITS].
+        states: the names of the states that the step returns, in order.
+
+    Raises:
+        CellError: the step does something that cannot be derived; quotes the line.
+    """
+    recorder = _Recorder(function)
+    for name, tensor in leaves.items():
+        recorder.bind(tensor, recorder.builder.leaf(name))
+    variables: dict[str, Any] = {}
+    try:
+        with torch.no_grad(), recorder, _local_variables(function, variables):
+            returned = function(*arguments.values())
+    except CellError:
+        raise
+    except Exception as error:
+        if "Boolean value of Tensor" in str(error):
+            raise recorder.not_a_python_value(recorder.quote(error.__traceback__)) from error
+        raise CellError(
+            f"the step of {recorder.title} failed",
+            given=f"{error}{recorder.quote(error.__traceback__)}",
+            expected="a step that runs on tensors [B, H]",
+        ) from error
+    returned = returned if isinstance(returned, tuple | list) else (returned,)
+    if len(returned) != len(states):
+        raise CellError(
+            f"{recorder.title} returns {len(returned)} value(s), but declares {len(states)} state(s)",
+            given=f"{len(returned)} returned",
+            expected="the new value of each state, in order: " + ", ".join(states),
+            remedy=f"end the step with `return {', '.join(states)}`, or declare the states that it has",
+        )
+    outputs: dict[str, Expr] = {}
+    for state, value in zip(states, returned, strict=True):
+        shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+        if shape != (BATCH, UNITS):
+            named = {(UNITS,): "[H]", (): "[] (one number)"}.get(shape, str(shape))  # pyright: ignore[reportArgumentType]
+            raise CellError(
+                f"{recorder.title} returns state {state!r} in the wrong shape",
+                given=named,
+                expected="[B, H], one number per row and unit",
+                remedy="combine it with inp, rec or prev, which are [B, H]",
+            )
+        outputs[state] = recorder.expr(value)
+    names = {
+        name: recorder.exprs[id(value)]
+        for name, value in variables.items()
+        if isinstance(value, torch.Tensor) and id(value) in recorder.exprs
+    }
+    return recorder.builder.build(outputs, names)
+
+
+class _Recorder(TorchDispatchMode):
+    """Builds the graph while the step runs."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.builder = Builder()
+        self.exprs: dict[int, Expr] = {}
+        self.title = f"cell {function.__name__!r}"
+        self.code: CodeType | None = getattr(function, "__code__", None)
+        self._keep: list[torch.Tensor] = []
+
+    def bind(self, tensor: torch.Tensor, expr: Expr) -> None:
+        self.exprs[id(tensor)] = expr
+        self._keep.append(tensor)  # or its id could be given to another tensor
+
+    def expr(self, tensor: torch.Tensor) -> Expr:
+        known = self.exprs.get(id(tensor))
+        if known is not None:
+            return known
+        if tensor.dim() == 0 and not tensor.is_meta:
+            return self.builder.const(float(tensor.item()))
+        raise CellError(
+            f"{self.title} uses a tensor that is not one of its arguments",
+            given=f"a tensor of shape {tuple(tensor.shape)}{self.quote()}",
+            expected="values from inp, rec, prev and vec, and plain numbers",
+            remedy='declare a parameter per unit with vectors="name" and read it as vec.name',
+        )
+
+    def quote(self, failed: TracebackType | None = None) -> str:
+        """The author's line that is running, or that failed, as a quotation."""
+        stack = (
+            [(entry.tb_frame, entry.tb_lineno) for entry in _chain(failed, "tb_next")]
+            if failed
+            else [(frame, frame.f_lineno) for frame in _chain(sys._getframe(), "f_back")]
+        )
+        for frame, number in stack:
+            if frame.f_code is self.code:
+                line = linecache.getline(frame.f_code.co_filename, number).strip()
+                return f" in line {number}: `{line}`" if line else f" in line {number}"
+        return ""
+
+    def not_a_python_value(self, where: str) -> CellError:
+        return CellError(
+            f"{self.title} turns a tensor into a Python value (an `if`, `while`, `float()` or `.item()`)",
+            given=where.removeprefix(" in ") or "a tensor in a condition",
+            expected="one step that is the same for every row and unit",
+            remedy="choose by value with torch.where(condition, a, b)",
+        )
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = str(func)
+        short = name.split(".")[1]
+        if func._schema.is_mutable:
+            raise CellError(
+                f"{self.title} changes a tensor in place",
+                given=f"{short}{self.quote()}",
+                expected="new values, as in `c = f * c` rather than `c *= f`",
+                remedy=f"use {short.rstrip('_')} without the underscore",
+            )
+        if short == "_local_scalar_dense":
+            raise self.not_a_python_value(self.quote())
+        result = func(*args, **kwargs)
+        if name in ("aten.lift_fresh.default", "aten.scalar_tensor.default"):
+            return result
+        if name == "aten._to_copy.default":
+            expr = self.expr(args[0])
+            if not result.is_floating_point():
+                self._refuse(short, "a cast to another kind of number")
+            self.bind(result, self.builder.apply("where", expr, 1.0, 0.0) if expr.boolean else expr)
+            return result
+        row = ops.BY_ATEN.get(name)
+        if row is None:
+            self._refuse(short)
+        exprs = [self.expr(arg) if isinstance(arg, torch.Tensor) else arg for arg in args]
+        try:
+            if isinstance(row, ops.Op):
+                self.bind(result, self.builder.apply(row.name, *exprs))
+            else:
+                made = row.expand(*exprs, **kwargs)  # pyright: ignore[reportOptionalMemberAccess]
+                for tensor, expr in zip(*((result, made) if isinstance(made, tuple) else ((result,), (made,))),
+                                        strict=True):  # fmt: skip
+                    if expr is not None:
+                        self.bind(tensor, expr)
+        except LookupError as error:
+            self._refuse(short, str(error.args[0]))
+        return result
+
+    def _refuse(self, op: str, hint: str | None = None) -> NoReturn:
+        if op in _PRODUCTS:
+            remedy = (
+                "the layer multiplies with W_ih and W_hh before the step; a product of a gated state with a matrix "
+                "(as in a GRU that resets before the product) is not a step: use `r * rec.n`"
+            )
+        elif op.removeprefix("_").removeprefix("native_").split("_")[-1] in _ACROSS_UNITS:
+            remedy = "a step is elementwise: it may not reduce or normalise across units or rows"
+        else:
+            remedy = hint or "write it with the operations listed"
+        raise CellError(
+            f"{self.title} uses {op!r}, which has no row in the table of operations",
+            given=f"{op}{self.quote()}",
+            expected=ops.listing(),
+            remedy=remedy,
+        )
+
+
+def _chain(first: Any, link: str) -> Iterator[Any]:
+    while first is not None:
+        yield first
+        first = getattr(first, link)
+
+
+@contextmanager
+def _local_variables(function: Callable[..., Any], into: dict[str, Any]) -> Iterator[None]:
+    """Collect what the step calls its values, so that its equations can be written in the author's words."""
+    code, before = getattr(function, "__code__", None), sys.getprofile()
+
+    def on_event(frame: FrameType, event: str, arg: Any) -> None:
+        if event == "return" and frame.f_code is code:
+            into.update(frame.f_locals)
+
+    sys.setprofile(on_event)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
+
+
+class TorchTarget:
+    """Prints a graph into PyTorch: runs a cell that came from a file, and is the rows' oracle in tests."""
+
+    def const(self, value: float) -> float:
+        return value
+
+    def power(self, x: torch.Tensor, exponent: float) -> torch.Tensor:
+        return torch.pow(x, exponent)
+
+    def minimum(self, x: Any, y: Any) -> torch.Tensor:
+        return torch.minimum(*self._tensors(x, y))
+
+    def maximum(self, x: Any, y: Any) -> torch.Tensor:
+        return torch.maximum(*self._tensors(x, y))
+
+    def softplus(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.softplus(x)
+
+    def equal(self, x: Any, y: Any) -> Any:
+        return x == y
+
+    def not_equal(self, x: Any, y: Any) -> Any:
+        return x != y
+
+    def _tensors(self, x: Any, y: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        like = x if isinstance(x, torch.Tensor) else y
+        as_tensor = [v if isinstance(v, torch.Tensor) else torch.full_like(like, v) for v in (x, y)]
+        return as_tensor[0], as_tensor[1]
+
+    exp, log, sqrt = staticmethod(torch.exp), staticmethod(torch.log), staticmethod(torch.sqrt)
+    sigmoid, tanh, relu = staticmethod(torch.sigmoid), staticmethod(torch.tanh), staticmethod(torch.relu)
+    sin, cos, abs = staticmethod(torch.sin), staticmethod(torch.cos), staticmethod(torch.abs)
+    where, detach = staticmethod(torch.where), staticmethod(torch.detach)

@@ -1,0 +1,66 @@
+"""Swap torch.nn's recurrent layers for ours, in place, without touching what they have learned."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import nn
+
+from recollect.nn.torch_compat import GRU, LSTM, RNN
+
+_HOOKS = (
+    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks", "_is_full_backward_hook",
+    "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
+)  # fmt: skip
+
+
+def convert(module: nn.Module) -> nn.Module:
+    """Replace every ``torch.nn.RNN``, ``LSTM`` and ``GRU`` in a model by ours.
+
+    The new layers hold the very same Parameter objects (a live optimiser goes on), hooks, mode and
+    device. Containers are changed in place and returned; a bare layer is returned as a new module.
+    Layers with ``proj_size`` and subclasses of torch's layers are left alone, with a warning.
+
+    Args:
+        module: any module.
+
+    Returns:
+        The model with our layers in it.
+    """
+    memo: dict[int, nn.Module] = {}
+
+    def visit(each: nn.Module, path: str) -> nn.Module:
+        if id(each) not in memo:
+            memo[id(each)] = _converted(each, path)
+            for name, child in list(each.named_children()):
+                each._modules[name] = visit(child, f"{path}.{name}" if path else name)
+            # A shared child is listed once by named_children; its other places are found here.
+            for name, child in list(each._modules.items()):
+                if child is not None and id(child) in memo:
+                    each._modules[name] = memo[id(child)]
+        return memo[id(each)]
+
+    return visit(module, "")
+
+
+def _converted(module: nn.Module, path: str) -> nn.Module:
+    if not isinstance(module, nn.RNNBase):
+        return module
+    makers = {nn.RNN: RNN, nn.LSTM: LSTM, nn.GRU: GRU}
+    if type(module) not in makers or module.proj_size:
+        what = f"proj_size={module.proj_size}" if module.proj_size else f"class {type(module).__name__}"
+        warnings.warn(f"recollect.convert left {path or 'the layer'} as it is: {what}", stacklevel=4)
+        return module
+    nonlinearity = {"nonlinearity": module.nonlinearity} if isinstance(module, nn.RNN) else {}
+    new = makers[type(module)](
+        module.input_size, module.hidden_size, module.num_layers, bias=module.bias, batch_first=module.batch_first,
+        dropout=module.dropout, bidirectional=module.bidirectional, device=torch.device("meta"), **nonlinearity,
+    )  # fmt: skip
+    for name, parameter in module._parameters.items():
+        new._parameters[name] = parameter
+    for name in _HOOKS:
+        setattr(new, name, getattr(module, name))
+    new.training = module.training
+    return new

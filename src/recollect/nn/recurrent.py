@@ -1,0 +1,254 @@
+"""A recurrent layer for any cell: layers, directions, dropout."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence
+
+from recollect.cells.cell import Cell
+from recollect.engine import dispatch
+from recollect.errors import InputError
+from recollect.nn.rows import Rows, pack
+
+
+class Recurrent(nn.Module):
+    r"""Run a cell over a sequence, through one or more layers, in one or both directions.
+
+    Args:
+        cell: the time step, from `recollect.cells` or `recollect.cell`.
+        input_size: I, features of the input.
+        hidden_size: H, units of each state.
+        num_layers: layers on top of each other; each takes the output of the one below.
+        bias: whether the gates have biases b_ih and b_hh.
+        batch_first: inputs and outputs are [B, T, features] rather than [T, B, features].
+        dropout: probability of zeroing an output between layers, in training mode.
+        bidirectional: run each layer from both ends and concatenate the outputs.
+        device, dtype: where and in which type the parameters are made.
+
+    Parameters, for layer k (with ``_reverse`` appended for the second direction), named and packed as in
+    ``torch.nn``: ``weight_ih_l{k}`` [G * H, I or D * H], ``weight_hh_l{k}`` [G * H, H], ``bias_ih_l{k}`` and
+    ``bias_hh_l{k}`` [G * H], ``vector_<name>_l{k}`` [H], where G is the number of the cell's gates, in its
+    order. All start uniform in :math:`\pm 1 / \sqrt{H}`, as in ``torch.nn``; see `recollect.nn.init`.
+
+    Raises:
+        InputError: a size is not a positive whole number, or an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(cell, Cell):
+            raise InputError(
+                "a recurrent layer needs a cell",
+                given=cell,
+                expected="a Cell, such as recollect.cells.lstm",
+                remedy="decorate your step with @recollect.cell(gates=..., states=...)",
+            )
+        for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise InputError(f"{name} must be a positive whole number", given=size, expected=">= 1")
+        if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout <= 1:
+            raise InputError("dropout must be a probability", given=dropout, expected="0 to 1")
+        self.cell = cell
+        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
+        self.bias, self.batch_first, self.dropout = bias, batch_first, float(dropout)
+        self.bidirectional = bidirectional
+        rows = len(cell.gates) * hidden_size
+        for layer in range(num_layers):
+            width = input_size if layer == 0 else hidden_size * self._directions
+            for suffix in self._suffixes(layer):
+                shapes = {f"weight_ih_{suffix}": (rows, width), f"weight_hh_{suffix}": (rows, hidden_size)}
+                if bias:
+                    shapes |= {f"bias_ih_{suffix}": (rows,), f"bias_hh_{suffix}": (rows,)}
+                shapes |= {f"vector_{name}_{suffix}": (hidden_size,) for name in cell.vectors}
+                for name, shape in shapes.items():
+                    self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        self.reset_parameters()
+
+    @property
+    def _directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    def _suffixes(self, layer: int) -> list[str]:
+        return [f"l{layer}", f"l{layer}_reverse"][: self._directions]
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew, uniform in ±1/sqrt(H), in the order torch.nn draws them."""
+        bound = 1.0 / math.sqrt(self.hidden_size)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def forward(
+        self,
+        x: torch.Tensor | PackedSequence,
+        state: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        *,
+        lengths: torch.Tensor | Sequence[int] | None = None,
+    ) -> tuple[Any, Any]:
+        """Run the layer over a batch of sequences.
+
+        Args:
+            x: [T, B, I]; [B, T, I] with ``batch_first``; [T, I] unbatched; or a PackedSequence.
+            state: the initial states in the order of the cell's, each [layers * directions, B, H] (without B
+                for unbatched input); a single tensor where the cell has one state. Zeros if None.
+            lengths: [B] valid steps of each row, in any order, 0 allowed. Outputs past a row's length are 0
+                and its final state is the one after its last valid step; padding is never read.
+
+        Returns:
+            ``(y, state)``: the outputs in the layout of ``x`` with ``directions * H`` features, and the final
+            states in the form described for ``state``.
+
+        Raises:
+            InputError: a shape, dtype, device, state or length does not fit.
+        """
+        self._check_input(x)
+        rows = pack(x, lengths, batch_first=self.batch_first)
+        initial = self._initial_states(state, rows)
+        y, final = self._run(rows, initial)
+        finals = tuple(rows.unsort(each) for each in final)
+        if rows.unbatched:
+            finals = tuple(each.squeeze(1) for each in finals)
+        return rows.restore(y), finals if len(finals) > 1 else finals[0]
+
+    def _run(self, rows: Rows, initial: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Run all layers over packed rows; states are [layers * directions, B, H] in the rows' order."""
+        x, finals = rows.data, []
+        for layer in range(self.num_layers):
+            if layer and self.dropout and self.training:
+                x = nn.functional.dropout(x, self.dropout)
+            outputs = []
+            for direction, suffix in enumerate(self._suffixes(layer)):
+                place = layer * self._directions + direction
+                y, final = dispatch.run(
+                    self.cell,
+                    x,
+                    rows.batch_sizes,
+                    [state[place] for state in initial],
+                    *self._weights(suffix),
+                    reverse=direction == 1,
+                    label=suffix,
+                )
+                outputs.append(y)
+                finals.append(final)
+            x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
+        if len(finals) == 1:
+            return x, [state.unsqueeze(0) for state in finals[0]]
+        return x, [torch.stack(each) for each in zip(*finals, strict=True)]
+
+    def _weights(self, suffix: str) -> tuple[Any, ...]:
+        """W_ih, W_hh, b_ih, b_hh and the vectors of one layer and direction."""
+        get = lambda name: getattr(self, f"{name}_{suffix}")  # noqa: E731  (read through attributes: parametrisations)
+        biases = (get("bias_ih"), get("bias_hh")) if self.bias else (None, None)
+        return get("weight_ih"), get("weight_hh"), *biases, [get(f"vector_{name}") for name in self.cell.vectors]
+
+    def backend_for(self, x: torch.Tensor | PackedSequence) -> str:
+        """Say which backend would serve ``self(x)``, and why not the others.
+
+        Returns:
+            A sentence that begins with the backend's name, such as ``"llvm: ..."``.
+        """
+        data = x.data if isinstance(x, PackedSequence) else x
+        return str(dispatch.choose(self.cell, data))
+
+    def _check_input(self, x: Any) -> None:
+        data = x.data if isinstance(x, PackedSequence) else x
+        if not isinstance(data, torch.Tensor):
+            raise InputError(
+                "the input must be a tensor",
+                given=type(data).__name__,
+                expected="a torch.Tensor or a PackedSequence",
+                remedy="torch.as_tensor(x, dtype=torch.float32)",
+            )
+        weight: torch.Tensor = self.weight_ih_l0  # pyright: ignore[reportAssignmentType]
+        packed = isinstance(x, PackedSequence)
+        layout = "[B, T, I]" if self.batch_first else "[T, B, I]"
+        if not packed and data.dim() not in (2, 3):
+            raise InputError(
+                "the input has the wrong number of dimensions",
+                given=tuple(data.shape),
+                expected=f"{layout}, or [T, I] for one sequence",
+            )
+        if not data.is_floating_point():
+            raise InputError(
+                "the input must hold floating-point numbers",
+                given=data.dtype,
+                expected=weight.dtype,
+                remedy="x.to(layer.weight_ih_l0.dtype), or nn.Embedding for symbols",
+            )
+        if data.shape[-1] != self.input_size:
+            raise InputError(
+                "the input has the wrong number of features",
+                given=f"{data.shape[-1]} in shape {tuple(data.shape)}",
+                expected=f"input_size = {self.input_size} in the last dimension of {layout}",
+            )
+        if 0 in data.shape[:-1]:
+            raise InputError(
+                "the input is empty", given=tuple(data.shape), expected="at least one row and one step",
+                remedy="skip the call for an empty batch",
+            )  # fmt: skip
+        for what, given, wanted in (("dtype", data.dtype, weight.dtype), ("device", data.device, weight.device)):
+            if given != wanted:
+                raise InputError(
+                    f"the input and the layer differ in {what}",
+                    given=given,
+                    expected=wanted,
+                    remedy=f"x.to({str(wanted)!r})" if what == "device" else f"x.to({wanted})",
+                )
+
+    def _initial_states(self, state: Any, rows: Rows) -> list[torch.Tensor]:
+        names, data = self.cell.states, rows.data
+        shape = (self.num_layers * self._directions, rows.batch, self.hidden_size)
+        if state is None:
+            zeros = data.new_zeros(shape)
+            return [zeros for _ in names]
+        given = (state,) if isinstance(state, torch.Tensor) else state
+        if not isinstance(given, tuple | list) or len(given) != len(names):
+            raise InputError(
+                "the state has the wrong form",
+                given=f"{len(given)} tensor(s)" if isinstance(given, tuple | list) else type(state).__name__,
+                expected=f"({', '.join(names)})" if len(names) > 1 else f"one tensor, {names[0]}",
+            )
+        wanted = shape[:1] + shape[2:] if rows.unbatched else shape
+        states = []
+        for name, each in zip(names, given, strict=True):
+            if not isinstance(each, torch.Tensor) or tuple(each.shape) != wanted:
+                raise InputError(
+                    f"state {name!r} has the wrong shape",
+                    given=tuple(each.shape) if isinstance(each, torch.Tensor) else type(each).__name__,
+                    expected=f"{wanted}: layers * directions"
+                    + ("" if rows.unbatched else ", batch")
+                    + ", hidden_size",
+                )
+            if each.dtype != data.dtype or each.device != data.device:
+                raise InputError(
+                    f"state {name!r} and the input differ",
+                    given=f"{each.dtype} on {each.device}",
+                    expected=f"{data.dtype} on {data.device}",
+                )
+            each = each.unsqueeze(1) if rows.unbatched else each
+            states.append(each if rows.order is None else each.index_select(1, rows.order))
+        return states
+
+    def extra_repr(self) -> str:
+        """What ``print(layer)`` shows in the brackets."""
+        parts = [self.cell.name, str(self.input_size), str(self.hidden_size)]
+        defaults = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False}
+        parts += [f"{name}={getattr(self, name)}" for name, value in defaults.items() if getattr(self, name) != value]
+        return ", ".join(parts)

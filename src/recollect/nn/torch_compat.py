@@ -1,0 +1,88 @@
+"""torch.nn's recurrent layers: the same arguments, the same state_dict, the same returns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import PackedSequence
+
+from recollect import cells
+from recollect.cells.cell import Cell
+from recollect.errors import InputError, NotYetError
+from recollect.nn.recurrent import Recurrent
+
+
+class _TorchLayer(Recurrent):
+    """What the three layers share: torch.nn's argument names and attributes."""
+
+    mode: str
+
+    def __init__(self, cell: Cell, input_size: int, hidden_size: int, num_layers: int, bias: bool, batch_first: bool,
+                 dropout: float, bidirectional: bool, proj_size: int, device: Any, dtype: Any) -> None:  # fmt: skip
+        if proj_size:
+            raise NotYetError(
+                "proj_size is not built yet",
+                given=f"proj_size={proj_size}",
+                expected="0",
+                remedy="follow the layer with torch.nn.Linear, or keep torch.nn.LSTM here",
+            )
+        super().__init__(cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
+                         device=device, dtype=dtype)  # fmt: skip
+        self.proj_size = proj_size
+
+    def forward(
+        self,
+        input: torch.Tensor | PackedSequence,  # noqa: A002  (torch.nn's own name for it)
+        hx: torch.Tensor | tuple[torch.Tensor, ...] | None = None,
+        *,
+        lengths: Any = None,
+    ) -> tuple[Any, Any]:
+        """Run the layer; shapes and returns as in ``torch.nn``, with ``lengths=`` as in `Recurrent`."""
+        return super().forward(input, hx, lengths=lengths)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr().partition(", ")[2]  # the class already names the cell
+
+
+class RNN(_TorchLayer):
+    """The simple recurrent layer; a drop-in for ``torch.nn.RNN``. See `Recurrent` for the arguments.
+
+    Args:
+        nonlinearity: ``"tanh"`` or ``"relu"``.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, nonlinearity: str = "tanh",
+                 bias: bool = True, batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False,
+                 device: Any = None, dtype: Any = None, *, proj_size: int = 0) -> None:  # fmt: skip
+        choices = {"tanh": cells.rnn_tanh, "relu": cells.rnn_relu}
+        if nonlinearity not in choices:
+            raise InputError("unknown nonlinearity", given=repr(nonlinearity), expected="'tanh' or 'relu'")
+        super().__init__(choices[nonlinearity], input_size, hidden_size, num_layers, bias, batch_first, dropout,
+                         bidirectional, proj_size, device, dtype)  # fmt: skip
+        self.nonlinearity = nonlinearity
+        self.mode = f"RNN_{nonlinearity.upper()}"
+
+
+class LSTM(_TorchLayer):
+    """Long short-term memory; a drop-in for ``torch.nn.LSTM``. See `Recurrent` for the arguments."""
+
+    mode = "LSTM"
+
+    def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True,
+                 batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False, proj_size: int = 0,
+                 device: Any = None, dtype: Any = None) -> None:  # fmt: skip
+        super().__init__(cells.lstm, input_size, hidden_size, num_layers, bias, batch_first, dropout,
+                         bidirectional, proj_size, device, dtype)  # fmt: skip
+
+
+class GRU(_TorchLayer):
+    """The gated recurrent unit; a drop-in for ``torch.nn.GRU``. See `Recurrent` for the arguments."""
+
+    mode = "GRU"
+
+    def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True,
+                 batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False,
+                 device: Any = None, dtype: Any = None, *, proj_size: int = 0) -> None:  # fmt: skip
+        super().__init__(cells.gru, input_size, hidden_size, num_layers, bias, batch_first, dropout,
+                         bidirectional, proj_size, device, dtype)  # fmt: skip
