@@ -1,1 +1,25 @@
+"""Learning: windows, truncated backpropagation, clipping and an explicit loop, for any torch module."""
 
+from recollect.training.clip import Clipped, ClippedValues, clip_by_global_norm, clip_by_value
+from recollect.training.history import History
+from recollect.training.loop import evaluate, train
+from recollect.training.observers import HistoryFile, Observer, ProgressBar
+from recollect.training.tbptt import detach_state, tbptt
+from recollect.training.windows import sliding_windows, split_by_time
+
+__all__ = [
+    "Clipped",
+    "ClippedValues",
+    "History",
+    "HistoryFile",
+    "Observer",
+    "ProgressBar",
+    "clip_by_global_norm",
+    "clip_by_value",
+    "detach_state",
+    "evaluate",
+    "sliding_windows",
+    "split_by_time",
+    "tbptt",
+    "train",
+]
