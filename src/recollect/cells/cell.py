@@ -76,7 +76,13 @@ class Cell:
         # A pickled or copied module carries the step as data, so it needs no source on the other side.
         return (
             Cell.from_graph,
-            (self.name, " ".join(self.gates), " ".join(self.states), " ".join(self.vectors), self.graph.to_json()),
+            (
+                self.name,
+                " ".join(self.gates),
+                " ".join(self.states),
+                " ".join(self.vectors),
+                self.graph.to_json(),
+            ),
         )
 
     @classmethod
@@ -106,7 +112,13 @@ class Cell:
             )
 
         return cls(
-            step, name=name, gates=declared[0], states=declared[1], vectors=declared[2], graph=parsed, doc=None
+            step,
+            name=name,
+            gates=declared[0],
+            states=declared[1],
+            vectors=declared[2],
+            graph=parsed,
+            doc=None,
         )
 
 
@@ -196,8 +208,9 @@ def _trace(
         return trace(function, arguments, leaves, states)
     except CellError as error:
         cause = error.__cause__
-        if isinstance(cause, AttributeError) and type(cause.obj).__name__ in wanted:
-            kind, known = type(cause.obj).__name__, list(cause.obj._fields)
+        kind = type(cause.obj).__name__ if isinstance(cause, AttributeError) else ""
+        if isinstance(cause, AttributeError) and kind in wanted:
+            known = list(arguments[kind]._fields)
             near = difflib.get_close_matches(str(cause.name), known, 1)
             raise CellError(
                 f"cell {function.__name__!r} reads {kind}.{cause.name}, which it does not declare",

@@ -131,7 +131,17 @@ def run(
         label: the layer and direction, such as ``"l0_reverse"``, for whoever listens.
     """
     choice = choose(cell, x)
-    arguments: tuple[Any, ...] = (cell, x, batch_sizes, states, weight_ih, weight_hh, bias_ih, bias_hh, vectors)
+    arguments: tuple[Any, ...] = (
+        cell,
+        x,
+        batch_sizes,
+        states,
+        weight_ih,
+        weight_hh,
+        bias_ih,
+        bias_hh,
+        vectors,
+    )
     if choice.name == "llvm":
         from recollect.engine import autograd
 

@@ -25,7 +25,20 @@ from recollect.graph.graph import Builder, Expr, Graph
 BATCH, UNITS = 3, 5
 
 _PRODUCTS = ("mm", "matmul", "bmm", "addmm", "linear", "dot", "mv", "einsum", "baddbmm")
-_ACROSS_UNITS = ("sum", "mean", "softmax", "norm", "var", "std", "cumsum", "logsumexp", "amax", "amin", "max", "min")
+_ACROSS_UNITS = (
+    "sum",
+    "mean",
+    "softmax",
+    "norm",
+    "var",
+    "std",
+    "cumsum",
+    "logsumexp",
+    "amax",
+    "amin",
+    "max",
+    "min",
+)
 
 
 def trace(function: Callable[..., Any], arguments: Mapping[str, Any], leaves: Mapping[str, torch.Tensor],

@@ -61,7 +61,11 @@ class Recurrent(nn.Module):
                 expected="a Cell, such as recollect.cells.lstm",
                 remedy="decorate your step with @recollect.cell(gates=..., states=...)",
             )
-        for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
+        for name, size in (
+            ("input_size", input_size),
+            ("hidden_size", hidden_size),
+            ("num_layers", num_layers),
+        ):
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise InputError(f"{name} must be a positive whole number", given=size, expected=">= 1")
         if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout <= 1:
@@ -125,11 +129,12 @@ class Recurrent(nn.Module):
         finals = tuple(rows.unsort(each) for each in final)
         if rows.unbatched:
             finals = tuple(each.squeeze(1) for each in finals)
-        return rows.restore(y), finals if len(finals) > 1 else finals[0]
+        return rows.restore(y), finals[0] if len(self.cell.states) == 1 else finals
 
     def _run(self, rows: Rows, initial: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Run all layers over packed rows; states are [layers * directions, B, H] in the rows' order."""
-        x, finals = rows.data, []
+        x = rows.data
+        finals: list[tuple[torch.Tensor, ...]] = []
         for layer in range(self.num_layers):
             if layer and self.dropout and self.training:
                 x = nn.functional.dropout(x, self.dropout)
@@ -156,7 +161,12 @@ class Recurrent(nn.Module):
         """W_ih, W_hh, b_ih, b_hh and the vectors of one layer and direction."""
         get = lambda name: getattr(self, f"{name}_{suffix}")  # noqa: E731  (read through attributes: parametrisations)
         biases = (get("bias_ih"), get("bias_hh")) if self.bias else (None, None)
-        return get("weight_ih"), get("weight_hh"), *biases, [get(f"vector_{name}") for name in self.cell.vectors]
+        return (
+            get("weight_ih"),
+            get("weight_hh"),
+            *biases,
+            [get(f"vector_{name}") for name in self.cell.vectors],
+        )
 
     def backend_for(self, x: torch.Tensor | PackedSequence) -> str:
         """Say which backend would serve ``self(x)``, and why not the others.
@@ -203,7 +213,10 @@ class Recurrent(nn.Module):
                 "the input is empty", given=tuple(data.shape), expected="at least one row and one step",
                 remedy="skip the call for an empty batch",
             )  # fmt: skip
-        for what, given, wanted in (("dtype", data.dtype, weight.dtype), ("device", data.device, weight.device)):
+        for what, given, wanted in (
+            ("dtype", data.dtype, weight.dtype),
+            ("device", data.device, weight.device),
+        ):
             if given != wanted:
                 raise InputError(
                     f"the input and the layer differ in {what}",
@@ -218,12 +231,12 @@ class Recurrent(nn.Module):
         if state is None:
             zeros = data.new_zeros(shape)
             return [zeros for _ in names]
-        given = (state,) if isinstance(state, torch.Tensor) else state
+        given: Any = (state,) if isinstance(state, torch.Tensor) else state
         if not isinstance(given, tuple | list) or len(given) != len(names):
             raise InputError(
                 "the state has the wrong form",
                 given=f"{len(given)} tensor(s)" if isinstance(given, tuple | list) else type(state).__name__,
-                expected=f"({', '.join(names)})" if len(names) > 1 else f"one tensor, {names[0]}",
+                expected=f"one tensor, {names[0]}" if len(names) == 1 else f"({', '.join(names)})",
             )
         wanted = shape[:1] + shape[2:] if rows.unbatched else shape
         states = []
@@ -232,9 +245,7 @@ class Recurrent(nn.Module):
                 raise InputError(
                     f"state {name!r} has the wrong shape",
                     given=tuple(each.shape) if isinstance(each, torch.Tensor) else type(each).__name__,
-                    expected=f"{wanted}: layers * directions"
-                    + ("" if rows.unbatched else ", batch")
-                    + ", hidden_size",
+                    expected=f"{wanted}: layers * directions" + ("" if rows.unbatched else ", batch") + ", hidden_size",
                 )
             if each.dtype != data.dtype or each.device != data.device:
                 raise InputError(
@@ -249,6 +260,12 @@ class Recurrent(nn.Module):
     def extra_repr(self) -> str:
         """What ``print(layer)`` shows in the brackets."""
         parts = [self.cell.name, str(self.input_size), str(self.hidden_size)]
-        defaults = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False}
+        defaults = {
+            "num_layers": 1,
+            "bias": True,
+            "batch_first": False,
+            "dropout": 0.0,
+            "bidirectional": False,
+        }
         parts += [f"{name}={getattr(self, name)}" for name, value in defaults.items() if getattr(self, name) != value]
         return ", ".join(parts)

@@ -54,9 +54,7 @@ class Rows:
     def restore(self, y: torch.Tensor) -> torch.Tensor | PackedSequence:
         """Bring an output [N, features] into the layout in which the input came."""
         if self.packed is not None:
-            return PackedSequence(
-                y, self.packed.batch_sizes, self.packed.sorted_indices, self.packed.unsorted_indices
-            )
+            return PackedSequence(y, self.packed.batch_sizes, self.packed.sorted_indices, self.packed.unsorted_indices)
         features = y.shape[1]
         if self.padded is not None:
             steps, index = self.padded

@@ -1,0 +1,162 @@
+"""The forward kernel: a whole sequence through one layer in one direction.
+
+    for each step:
+        rows that begin here take their initial states
+        for each unit block:                           (its weights stay in the cache)
+            for each block of rows of this thread:
+                the tile:       accumulators = bias + x W_ih + h W_hh
+                the equations:  new states, printed from the cell's graph
+                store
+
+States live in buffers of rows padded to whole unit blocks. In training each step has rows of its own
+(``keep``), which the backward pass reads as the previous states; otherwise two sets of rows take turns.
+A row that ends goes to ``final`` instead of the next step's rows.
+"""
+
+from __future__ import annotations
+
+from recollect.engine.llvm.functions import VectorTarget
+from recollect.engine.llvm.kernel import Kernel, Shape, call_tile, own_blocks, pack_vectors, walk, write_tiles
+from recollect.engine.llvm.values import Emitter, Value
+from recollect.engine.plan import Plan
+
+
+def slots(plan: Plan) -> tuple[str, ...]:
+    """The argument slots after the common ones."""
+    return (
+        "inputs", "keep", "x", "y", "w_ih", "b_ih", "b_hh", "packed_bias", "packed_vectors", "saved",
+        *(f"{kind}.{state}" for kind in ("initial", "states", "final") for state in plan.states),
+        *(f"vector.{name}" for name in plan.vectors),
+    )  # fmt: skip
+
+
+def write(plan: Plan, shape: Shape, *, save: bool) -> Kernel:
+    """Write the kernel; ``save`` keeps what the backward pass needs."""
+    kernel = Kernel(shape, slots(plan))
+    kernel.entry("forward", [_write_pack(kernel, plan), _write_body(kernel, plan, save=save)])
+    return kernel
+
+
+def _panel(kernel: Kernel, e: Emitter, plan: Plan) -> tuple[Value, Value]:
+    """Packed weights of one unit block: numbers before the recurrent part, and in all."""
+    block = kernel.shape.block
+    before = kernel.slot(e, "inputs") * (len(plan.gates_of("inp")) * block)
+    return before, before + kernel.slot(e, "hidden") * (len(plan.gates_of("rec")) * block)
+
+
+def _write_pack(kernel: Kernel, plan: Plan) -> Emitter:
+    """Lay the weights out as the tile reads them: [unit block][k][accumulator][unit]; add the biases."""
+    e = kernel.stage("pack")
+    shape, block = kernel.shape, kernel.shape.block
+    hidden, width, inputs = (kernel.slot(e, name) for name in ("hidden", "width", "inputs"))
+    packed, packed_bias = kernel.pointer(e, "packed"), kernel.pointer(e, "packed_bias")
+    before, panel = _panel(kernel, e, plan)
+    zero = Value(e.builder, e.element(0.0))
+    with e.loop(e.arguments[1], width // block, e.arguments[2]) as unit_block:
+        for kind, start, count in (("inp", e.integer(0), inputs), ("rec", before, hidden)):
+            gates = plan.gates_of(kind)
+            source = kernel.pointer(e, "w_ih" if kind == "inp" else "w_hh")
+            target = e.at(packed, unit_block * panel + start)
+            for position, gate in enumerate(gates):
+                with e.loop(0, block) as lane:
+                    unit = unit_block * block + lane
+                    row = e.at(source, (hidden * gate + unit) * count)
+                    column = e.at(target, lane + position * block)
+                    real = e.choose(unit < hidden, count, e.integer(0))
+                    with e.loop(0, real) as k:
+                        e.store_one(e.load_one(row, k), column, k * (len(gates) * block))
+                    with e.loop(real, count) as k:
+                        e.store_one(zero, column, k * (len(gates) * block))
+        for place, name in enumerate(plan.accumulators):
+            kind, _, gate_name = name.partition(".")
+            gate = plan.gates.index(gate_name)
+            for part in range(shape.unit_vectors):
+                unit = unit_block * block + part * e.lanes
+                total = e.variable(e.vector, e.zeros())
+                for bias, kinds in (("b_ih", ("pre", "inp")), ("b_hh", ("pre", "rec"))):
+                    pointer = kernel.pointer(e, bias)
+                    if kind in kinds:
+                        with e.when(kernel.slot(e, bias).compare("!=", 0)):
+                            found = e.load_masked(e.mask(hidden - unit), pointer, hidden * gate + unit)
+                            total.set(total.get() + found)
+                offset = (unit_block * len(plan.accumulators) + place) * block + part * e.lanes
+                e.store(total.get(), packed_bias, offset)
+    pack_vectors(e, kernel, plan)
+    e.builder.ret_void()
+    return e
+
+
+def _write_body(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
+    shape, block = kernel.shape, kernel.shape.block
+    parts, count = shape.unit_vectors, len(plan.accumulators)
+    runs = [(first * parts, last * parts) for first, last in (plan.input_range, plan.recurrent_range)]
+    tiles = write_tiles(kernel, count * parts, shape.tile_rows, runs, "tile")
+
+    e = kernel.stage("walk")
+    target = VectorTarget(e)
+    hidden, width, inputs, batch = (kernel.slot(e, name) for name in ("hidden", "width", "inputs", "batch"))
+    keep = kernel.slot(e, "keep").compare("!=", 0)
+    x, y, saved = (kernel.pointer(e, name) for name in ("x", "y", "saved"))
+    packed, bias, vectors = (kernel.pointer(e, name) for name in ("packed", "packed_bias", "packed_vectors"))
+    initial, states, final = (
+        {state: kernel.pointer(e, f"{kind}.{state}") for state in plan.states}
+        for kind in ("initial", "states", "final")
+    )
+    before, panel = _panel(kernel, e, plan)
+    sums = e.scratch(shape.tile_rows * count * parts)
+    sums_stride = e.integer(count * block)
+
+    backward_in_time = kernel.slot(e, "backward_in_time").compare("!=", 0)
+    with walk(e, kernel, descending=backward_in_time) as step:
+        odd = step.index & 1
+        row_in = e.choose(keep, step.row, odd * batch)
+        row_out = e.choose(keep, step.row_next, batch - odd * batch)
+
+        begins = step.active > step.active_before
+        with (
+            e.when(begins),
+            own_blocks(e, kernel, step.active) as (start, rows),
+            e.loop(e.most(start, step.active_before), start + rows) as row,
+            e.loop(0, width, e.lanes) as unit,
+        ):
+            mask = e.mask(hidden - unit)
+            for state in plan.states:
+                value = e.load_masked(mask, initial[state], row * hidden + unit)
+                e.store(value, states[state], (row_in + row) * width + unit)
+
+        with e.loop(0, width // block) as unit_block:
+            weights = e.at(packed, unit_block * panel)
+            units = unit_block * block
+            masks = [e.mask(hidden - units - part * e.lanes) for part in range(parts)]
+            with own_blocks(e, kernel, step.active) as (start, rows):
+                call_tile(
+                    e, tiles, rows,
+                    sums, sums_stride, e.at(bias, unit_block * (count * block)), e.integer(0),
+                    e.at(x, (step.row + start) * inputs), inputs, inputs, weights,
+                    e.at(states[plan.states[0]], (row_in + start) * width), width, hidden, e.at(weights, before),
+                )  # fmt: skip
+                with e.loop(0, rows) as offset:
+                    row = start + offset
+                    continues = row < step.active_next
+                    for part, mask in enumerate(masks):
+                        unit = units + part * e.lanes
+                        leaves = {
+                            name: e.load(sums, offset * (count * block) + place * block + part * e.lanes)
+                            for place, name in enumerate(plan.accumulators)
+                        }
+                        for state in plan.states:
+                            leaves[f"prev.{state}"] = e.load(states[state], (row_in + row) * width + unit)
+                        for place, name in enumerate(plan.vectors):
+                            leaves[f"vec.{name}"] = e.load(vectors, width * place + unit)
+                        results = plan.forward.evaluate(leaves, target)
+                        e.store_masked(results[f"next.{plan.states[0]}"], mask, y, (step.row + row) * hidden + unit)
+                        for state in plan.states:
+                            place_next = e.at(states[state], (row_out + row) * width + unit)
+                            place_final = e.at(final[state], row * width + unit)
+                            e.store(results[f"next.{state}"], e.choose(continues, place_next, place_final))
+                        if save:
+                            for place in range(plan.saved):
+                                at = ((step.row + row) * plan.saved + place) * width + unit
+                                e.store(results[f"saved.{place}"], saved, at)
+    e.builder.ret_void()
+    return e

@@ -1,0 +1,80 @@
+"""The machine at hand: its vectors, and turning IR into code for it."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import llvmlite.binding as llvm
+
+from recollect.engine.llvm.values import SIZE
+
+# llvmlite compiles under one lock of its own; ours also keeps a kernel from being compiled twice.
+COMPILING = threading.RLock()
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What decides the shape of a kernel.
+
+    Attributes:
+        cpu, features: as LLVM names them.
+        vector_bytes: width of a vector register.
+        accumulators: vectors that a tile may keep in registers, leaving room for its operands.
+    """
+
+    cpu: str
+    features: str
+    vector_bytes: int
+    accumulators: int
+
+    def lanes(self, dtype: str) -> int:
+        return self.vector_bytes // SIZE[dtype]
+
+
+@lru_cache(maxsize=1)
+def host() -> Machine:
+    """The machine this process runs on."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    found = llvm.get_host_cpu_features()
+    width, accumulators = 16, 12
+    if found.get("avx512f") and found.get("avx512vl"):
+        width, accumulators = 64, 24
+    elif found.get("avx2"):
+        width = 32
+    elif found.get("neon"):
+        accumulators = 24
+    return Machine(llvm.get_host_cpu_name(), found.flatten(), width, accumulators)
+
+
+class Code:
+    """Machine code and the engine that owns it."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+
+    def address(self, name: str) -> int:
+        return self._engine.get_function_address(name)
+
+
+def compile_module(text: str, machine: Machine) -> Code:
+    """Optimise a module and make it runnable.
+
+    LLVM's vectorisers and its unroller stay off: the tile is explicit, and they only cost time.
+    """
+    with COMPILING:
+        target = llvm.Target.from_default_triple().create_target_machine(
+            cpu=machine.cpu, features=machine.features, opt=2, jit=True
+        )
+        module = llvm.parse_assembly(text)
+        module.verify()
+        tuning = llvm.create_pipeline_tuning_options(speed_level=2)
+        tuning.loop_vectorization = tuning.slp_vectorization = tuning.loop_unrolling = False
+        passes = llvm.create_pass_builder(target, tuning)
+        passes.getModulePassManager().run(module, passes)
+        engine = llvm.create_mcjit_compiler(module, target)
+        engine.finalize_object()
+        return Code(engine)
