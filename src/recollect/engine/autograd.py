@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -10,8 +11,10 @@ from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]  
 
 from recollect.cells.cell import Cell
 from recollect.engine import reference
-from recollect.engine.buffers import Buffer, room
-from recollect.engine.llvm.kernels import Kernels, kernels_for
+from recollect.engine.buffers import Buffer
+from recollect.engine.llvm import backward
+from recollect.engine.llvm.kernel import round_up
+from recollect.engine.llvm.kernels import kernels_for
 from recollect.engine.llvm.machine import host
 from recollect.engine.llvm.team import team
 
@@ -19,6 +22,9 @@ _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 
 # Below this many multiply-adds a second thread costs more than it brings.
 _ALONE = 1 << 20
+
+# Rows of pre-activation gradients that the backward pass makes before it takes their products.
+_CHUNK_ROWS = 128
 
 
 def obstacle(x: torch.Tensor) -> str | None:
@@ -114,6 +120,10 @@ def _differentiable_backward(ctx: Any, grads: Sequence[torch.Tensor | None]) -> 
     return result
 
 
+def _contiguous(tensors: Sequence[Any]) -> list[Any]:
+    return [None if each is None else each.contiguous() for each in tensors]
+
+
 class _Call:
     """One forward pass, and what its backward pass needs of it."""
 
@@ -123,74 +133,69 @@ class _Call:
         self.dtype = x.dtype
         self.rows, self.inputs = x.shape
         self.batch, self.hidden = first_state.shape
-        self.kernels: Kernels = kernels_for(
-            cell.graph, cell.gates, cell.states, cell.vectors, _DTYPES[x.dtype], self.hidden
-        )
-        shape = self.kernels.shape
-        self.width = shape.width(self.hidden)
+        self.kernels = kernels_for(cell.graph, cell.gates, cell.states, cell.vectors, _DTYPES[x.dtype])
+        self.tiling = self.kernels.tiling(self.inputs, self.hidden)
+        self.width = self.tiling.width(self.hidden)
         work = self.rows * weight_ih.shape[0] * (self.inputs + self.hidden)
         wanted = 1 if work < _ALONE else min(torch.get_num_threads(), self.batch // 4)
         self.threads = max(1, team().size(wanted))
-        # Not growing, so equal ends mean that all are equal.
-        dense = not batch_sizes or batch_sizes[0] == batch_sizes[-1]
-        self.sizes = torch.tensor(batch_sizes[:1] if dense else batch_sizes, dtype=torch.int64)
-        self.sizes_step = 0 if dense else 1
+        steps = len(batch_sizes)
+        if steps and batch_sizes[0] == batch_sizes[-1]:  # sizes never grow: all are equal
+            self.offsets = torch.arange(0, self.rows + 1, batch_sizes[0])
+        else:
+            self.offsets = torch.tensor([0, *accumulate(batch_sizes)])
 
     def _common(self, tile_rows: int) -> dict[str, int]:
-        # As many blocks as tiles need, dealt evenly to the threads.
-        blocks = -(-self.batch // tile_rows)
-        blocks = min(self.batch, -(-blocks // self.threads) * self.threads)
+        # As many blocks of rows as tiles need, and as many for each thread.
+        blocks = min(self.batch, round_up(round_up(self.batch, tile_rows) // tile_rows, self.threads))
         workers = team()
         return {
             "threads": self.threads, "parallel": workers.parallel, "thread_num": workers.thread_num,
             "num_threads": workers.num_threads, "steps": len(self.batch_sizes), "batch": self.batch,
-            "rows": self.rows, "hidden": self.hidden, "blocks": blocks, "backward_in_time": int(self.reverse),
-            "batch_sizes": self.sizes.data_ptr(), "batch_sizes_step": self.sizes_step, "width": self.width,
+            "inputs": self.inputs, "hidden": self.hidden, "width": self.width, "blocks": blocks,
+            "backward_in_time": int(self.reverse), "offsets": self.offsets.data_ptr(),
         }  # fmt: skip
 
     def forward(self, *, save: bool) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        plan, shape = self.kernels.plan, self.kernels.shape
-        tensors: list[Any] = [each if each is None else each.detach().contiguous() for each in self.tensors]
-        x, weight_ih, weight_hh, bias_ih, bias_hh, *rest = tensors
+        """Run the kernel; with ``save`` keep what `backward` reads."""
+        plan = self.kernels.plan
+        x, weight_ih, weight_hh, bias_ih, bias_hh, *rest = _contiguous(self.tensors)
         count = len(plan.states)
         initial, vectors = rest[:count], rest[count:]
         y = x.new_empty(self.rows, self.hidden)
-        final = [x.new_empty(self.batch, self.width) for _ in plan.states]
         if not self.rows:
             return y, tuple(each.clone() for each in initial)
 
-        packed = self.width * (self.inputs * len(plan.gates_of("inp")) + self.hidden * len(plan.gates_of("rec")))
-        bias = self.width * len(plan.accumulators)
-        kept_rows = self.rows if save else 2 * self.batch
-        own = [self.width * len(plan.vectors), bias, packed]
-        kept = [kept_rows * self.width] * count + [self.rows * plan.saved * self.width if save else 0]
-        scratch = Buffer(room(*own), self.dtype)
-        memory = Buffer(room(*kept), self.dtype)
-        vectors_at, bias_at, packed_at = (scratch.take(size) for size in own)
-        states = [memory.take(kept_rows, self.width) for _ in plan.states]
-        saved = memory.take(kept[-1])
-        values = self._common(shape.tile_rows)
+        final = [x.new_empty(self.batch, self.width) for _ in plan.states]
+        per_unit = self.inputs * len(plan.input_gates) + self.hidden * len(plan.recurrent_gates)
+        sizes = [len(vectors), len(plan.accumulators), per_unit]
+        scratch = Buffer(self.dtype, [self.width * size for size in sizes])
+        kept = [self.rows if save else 2 * self.batch] * count + [self.rows * plan.saved if save else 0]
+        memory = Buffer(self.dtype, [self.width * size for size in kept])
+        values = self._common(self.tiling.rows(len(plan.accumulators) * self.tiling.unit_vectors))
         values |= {
-            "w_hh": weight_hh.data_ptr(), "packed": packed_at.data_ptr(), "inputs": self.inputs, "keep": int(save),
-            "x": x.data_ptr(), "y": y.data_ptr(), "w_ih": weight_ih.data_ptr(),
-            "b_ih": 0 if bias_ih is None else bias_ih.data_ptr(),
-            "b_hh": 0 if bias_hh is None else bias_hh.data_ptr(),
-            "packed_bias": bias_at.data_ptr(), "packed_vectors": vectors_at.data_ptr(), "saved": saved.data_ptr(),
+            "w_ih": weight_ih.data_ptr(), "w_hh": weight_hh.data_ptr(), "keep": int(save),
+            "x": x.data_ptr(), "y": y.data_ptr(), "b_ih": 0 if bias_ih is None else bias_ih.data_ptr(),
+            "b_hh": 0 if bias_hh is None else bias_hh.data_ptr(), "packed_vectors": scratch.addresses[0],
+            "packed_bias": scratch.addresses[1], "packed": scratch.addresses[2], "saved": memory.addresses[-1],
         }  # fmt: skip
-        for kind, group in (("initial", initial), ("states", states), ("final", final)):
-            values |= {f"{kind}.{name}": each.data_ptr() for name, each in zip(plan.states, group, strict=True)}
-        values |= {f"vector.{name}": each.data_ptr() for name, each in zip(plan.vectors, vectors, strict=True)}
-        (self.kernels.train if save else self.kernels.infer)(values)
+        for place, name in enumerate(plan.states):
+            values[f"initial.{name}"] = initial[place].data_ptr()
+            values[f"states.{name}"] = memory.addresses[place]
+            values[f"final.{name}"] = final[place].data_ptr()
+        for name, vector in zip(plan.vectors, vectors, strict=True):
+            values[f"vector.{name}"] = vector.data_ptr()
+        self.kernels.forward(self.tiling, save=save)(values)
 
         if save:
-            self.memory, self.states, self.saved = memory, states, saved
+            self.memory = memory
+        if self.width != self.hidden:
+            final = [each[:, : self.hidden].contiguous() for each in final]
         begun = self.batch_sizes[0]
-        results = []
-        for each, start in zip(final, initial, strict=True):
-            result = each if self.width == self.hidden else each[:, : self.hidden].contiguous()
-            result[begun:] = start[begun:]  # rows of length 0
-            results.append(result)
-        return y, tuple(results)
+        if begun < self.batch:  # rows of length 0
+            for each, start in zip(final, initial, strict=True):
+                each[begun:] = start[begun:]
+        return y, tuple(final)
 
     def backward(
         self,
@@ -199,59 +204,60 @@ class _Call:
         grads: Sequence[torch.Tensor | None],
     ) -> list[torch.Tensor | None]:
         """Gradients of ``tensors`` (None where not needed) from those of y and the final states."""
-        plan, shape = self.kernels.plan, self.kernels.shape
-        x, weight_ih, weight_hh, _, _, *rest = tensors
-        count, gates = len(plan.states), len(plan.gates)
-        vectors = [each.contiguous() for each in rest[count:]]
-        width, panel_width = self.width, shape.panel_width(self.hidden)
+        plan, tiling, hidden = self.kernels.plan, self.tiling, self.hidden
+        x, weight_ih, weight_hh, _, _, *rest = _contiguous(tensors)
+        count, gates = len(plan.states), len(plan.gates) * hidden
+        vectors = rest[count:]
         dy, *dfinal = grads
-        grad_states = [x.new_zeros(self.batch, panel_width) for _ in plan.states]
+        grad_width = max(self.width, round_up(hidden, tiling.hidden_wide * tiling.lanes))
+        grad_states = [x.new_zeros(self.batch, grad_width) for _ in plan.states]
         for into, grad in zip(grad_states, dfinal, strict=True):
             if grad is not None:
-                into[:, : self.hidden] = grad
-        sums = x.new_zeros(self.threads, len(self.kernels.sums), width)
-        per_gate = self.rows * gates * self.hidden
-        own = [
-            per_gate,
-            per_gate if plan.split else 0,
-            len(vectors) * width,
-            panel_width * gates * self.hidden,
-        ]
-        scratch = Buffer(room(*own), self.dtype)
-        dinp, drec, vectors_at, packed = (scratch.take(size) for size in own)
-        dinp = dinp.view(self.rows, gates * self.hidden)
-        drec = drec.view(self.rows, gates * self.hidden) if plan.split else dinp
+                into[:, :hidden] = grad
+        columns = backward.chunk_columns(plan, hidden)
+        sums = x.new_zeros(round_up(columns, tiling.lanes))
+        dx = torch.empty_like(x) if needed[0] else None
+        want_weights = needed[1] or needed[2]
+        dw_ih = x.new_zeros(self.inputs, gates) if want_weights else None
+        dw_hh = x.new_zeros(hidden, gates) if want_weights else None
         if self.rows:
-            dense_dy = x.new_zeros(self.hidden) if dy is None else dy.contiguous()
-            dense_w = weight_hh.contiguous()
-            values = self._common(shape.panel_rows)
+            dy = x.new_zeros(hidden) if dy is None else dy.contiguous()
+            # A chunk has enough rows to keep the products' tiles busy, and few enough to stay in the cache.
+            chunk_steps = max(1, _CHUNK_ROWS // self.batch)
+            stride = backward.chunk_stride(tiling, columns)
+            panel_units = [round_up(size, wide * tiling.lanes) for size, wide in
+                           ((self.inputs, tiling.input_wide), (hidden, tiling.hidden_wide))]  # fmt: skip
+            scratch = Buffer(
+                self.dtype,
+                [
+                    len(vectors) * self.width,
+                    min(chunk_steps, len(self.batch_sizes)) * self.batch * stride + backward.WIDE * tiling.lanes,
+                    *(units * gates for units in panel_units),
+                ],
+            )
+            values = self._common(tiling.rows(tiling.hidden_wide))
             values |= {
-                "w_hh": dense_w.data_ptr(), "packed": packed.data_ptr(), "panel_width": panel_width,
-                "dy": dense_dy.data_ptr(), "dy_stride": 0 if dy is None else self.hidden, "dinp": dinp.data_ptr(),
-                "drec": drec.data_ptr(), "sums": sums.data_ptr(), "saved": self.saved.data_ptr(),
-                "packed_vectors": vectors_at.data_ptr(),
+                "w_ih": weight_ih.data_ptr(), "w_hh": weight_hh.data_ptr(), "chunk_steps": chunk_steps,
+                "chunk_stride": stride, "columns": columns, "grad_width": grad_width, "x": x.data_ptr(),
+                "dx": 0 if dx is None else dx.data_ptr(), "dy": dy.data_ptr(),
+                "dy_stride": hidden if dy.dim() == 2 else 0,
+                "dw_ih": 0 if dw_ih is None else dw_ih.data_ptr(), "dw_hh": 0 if dw_hh is None else dw_hh.data_ptr(),
+                "sums": sums.data_ptr(), "saved": self.memory.addresses[-1], "packed_vectors": scratch.addresses[0],
+                "chunk": scratch.addresses[1], "packed_ih": scratch.addresses[2],
+                "packed_hh": scratch.addresses[3], "begin": 0, "end": 0,
             }  # fmt: skip
-            for kind, group in (("states", self.states), ("grad", grad_states)):
-                values |= {f"{kind}.{name}": each.data_ptr() for name, each in zip(plan.states, group, strict=True)}
-            values |= {f"vector.{name}": each.data_ptr() for name, each in zip(plan.vectors, vectors, strict=True)}
-            self.kernels.backward(values)
+            for place, name in enumerate(plan.states):
+                values[f"states.{name}"] = self.memory.addresses[place]
+                values[f"grad.{name}"] = grad_states[place].data_ptr()
+            for name, vector in zip(plan.vectors, vectors, strict=True):
+                values[f"vector.{name}"] = vector.data_ptr()
+            self.kernels.backward(tiling)(values)
 
-        totals = dict(zip(self.kernels.sums, sums.sum(0)[:, : self.hidden], strict=True))
-        found: list[torch.Tensor | None] = [None] * len(tensors)
-        if needed[0]:
-            found[0] = dinp @ weight_ih
-        if needed[1]:
-            found[1] = dinp.t() @ x
-        if needed[2]:
-            previous = self.states[0][:, : self.hidden] if self.rows else x.new_zeros(0, self.hidden)
-            found[2] = drec.t() @ previous
-        for place, kind in ((3, "dinp"), (4, "drec" if plan.split else "dinp")):
-            if needed[place]:
-                found[place] = torch.cat([totals[f"{kind}.{gate}"] for gate in plan.gates])
-        for place in range(count):
-            if needed[5 + place]:
-                found[5 + place] = grad_states[place][:, : self.hidden]
-        for place, name in enumerate(plan.vectors):
-            if needed[5 + count + place]:
-                found[5 + count + place] = totals[f"dvec.{name}"]
-        return found
+        dbias_ih = sums[:gates]
+        dbias_hh = sums[gates : 2 * gates] if plan.split else dbias_ih
+        dvectors = sums[columns - len(vectors) * hidden : columns].split(hidden) if vectors else ()
+        dinitial = (each[:, :hidden] for each in grad_states)
+        # A transposed view: autograd lays it out as the parameter is.
+        dweights = (None if each is None else each.t() for each in (dw_ih, dw_hh))
+        found = (dx, *dweights, dbias_ih, dbias_hh, *dinitial, *dvectors)
+        return [grad if wanted else None for grad, wanted in zip(found, needed, strict=True)]

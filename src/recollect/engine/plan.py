@@ -48,9 +48,17 @@ class Plan:
         results = dict(self.backward.outputs)
         return any(results[f"dinp.{gate}"] != results[f"drec.{gate}"] for gate in self.gates)
 
-    def gates_of(self, kind: str) -> tuple[int, ...]:
-        """The gates, by index, that the accumulators of the input's ("inp") or recurrent ("rec") run stand for."""
-        first, last = self.input_range if kind == "inp" else self.recurrent_range
+    @cached_property
+    def input_gates(self) -> tuple[int, ...]:
+        """The gates, by index, whose accumulators x W_ih adds to."""
+        return self._gates_of(*self.input_range)
+
+    @cached_property
+    def recurrent_gates(self) -> tuple[int, ...]:
+        """The gates, by index, whose accumulators h W_hh adds to."""
+        return self._gates_of(*self.recurrent_range)
+
+    def _gates_of(self, first: int, last: int) -> tuple[int, ...]:
         return tuple(self.gates.index(name.partition(".")[2]) for name in self.accumulators[first:last])
 
 

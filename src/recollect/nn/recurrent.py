@@ -168,6 +168,9 @@ class Recurrent(nn.Module):
             [get(f"vector_{name}") for name in self.cell.vectors],
         )
 
+    def flatten_parameters(self) -> None:
+        """Do nothing: our kernels need no such call, and models written for torch.nn make it."""
+
     def backend_for(self, x: torch.Tensor | PackedSequence) -> str:
         """Say which backend would serve ``self(x)``, and why not the others.
 

@@ -1,123 +1,148 @@
-"""The backward kernel: dL/d(pre-activations) at every step, and dL/d(states) carried back through time.
+"""The backward kernel: gradients of the states, the inputs and the weights.
 
-    for each step, last first:
-        for each block of rows of this thread:
-            the derivatives:  dpre and the direct part of dL/dstate, printed from the plan's backward graph
-        for each panel of W_hh:
-            for each block of rows of this thread:
-                the tile:     dL/dh of the step before += dpre W_hh
+    for each chunk of steps, last first:
+        stage "steps", batch rows dealt to the threads:
+            for each step, last first:
+                the derivatives:  dpre and the direct part of dL/dstate, from the plan's backward graph
+                a tile per panel: dL/dh of the step before += dpre W_hh
+        stage "products", while the chunk's dpre is still in the cache, panels dealt to the threads:
+            dW_ih' += x' dpre,  dW_hh' += h' dpre  (' is transposed: the units of dpre lie in a row),
+            sums over rows for biases and vectors,  dx = dpre W_ih
 
-``grad.s`` [B, panel width] holds dL/ds of the rows' present step: at the start the gradients of the final
-states, at the end those of the initial states. The weight gradients are products of whole matrices,
-dpre^T x and dpre^T h, left to the caller; sums over rows (biases, vectors) are taken here, one row of
-``sums`` a thread.
+``grad.s`` [B, grad_width] holds dL/ds of the rows' present step: at the start the gradients of the final
+states, at the end those of the initial states. Each number is summed in one order, whatever the number of
+threads, so gradients repeat to the bit.
+
+A row of a chunk's buffer holds ``dinp`` for all gates, then ``drec`` where it differs, then ``dvec``.
 """
 
 from __future__ import annotations
 
 from recollect.engine.llvm.functions import VectorTarget
-from recollect.engine.llvm.kernel import (
-    PANEL,
-    Kernel,
-    Shape,
-    call_tile,
-    own_blocks,
-    pack_vectors,
-    walk,
-    write_tiles,
-)
-from recollect.engine.llvm.values import Emitter, Value
+from recollect.engine.llvm.kernel import WIDE, Kernel, Run, Step, Tile, Tiling, own_blocks, pack_vectors, round_up, walk
+from recollect.engine.llvm.values import SIZE, Emitter, Value
 from recollect.engine.plan import Plan
 
 
 def slots(plan: Plan) -> tuple[str, ...]:
     """The argument slots after the common ones."""
     return (
-        "panel_width", "dy", "dy_stride", "dinp", "drec", "sums", "saved", "packed_vectors",
+        "chunk_steps", "chunk", "chunk_stride", "columns", "grad_width", "x", "dx", "dy", "dy_stride",
+        "dw_ih", "dw_hh", "sums", "saved", "packed_ih", "packed_hh", "packed_vectors", "begin", "end",
         *(f"{kind}.{state}" for kind in ("states", "grad") for state in plan.states),
         *(f"vector.{name}" for name in plan.vectors),
     )  # fmt: skip
 
 
-def sum_names(plan: Plan) -> tuple[str, ...]:
-    """The results that are summed over rows, in the order of ``sums``."""
-    kinds = ("dinp", "drec") if plan.split else ("dinp",)
-    return (
-        *(f"{kind}.{gate}" for kind in kinds for gate in plan.gates),
-        *(f"dvec.{name}" for name in plan.vectors),
-    )
+def chunk_columns(plan: Plan, hidden: int) -> int:
+    """Numbers in a row of a chunk's buffer."""
+    return hidden * (len(plan.gates) * (2 if plan.split else 1) + len(plan.vectors))
 
 
-def write(plan: Plan, shape: Shape) -> Kernel:
+def chunk_stride(tiling: Tiling, columns: int) -> int:
+    """Length of that row in memory: whole panels, and an odd number of cache lines so that rows spread over sets."""
+    line = 64 // SIZE[tiling.dtype]
+    lines = round_up(columns, WIDE * tiling.lanes) // line
+    return (lines | 1) * line
+
+
+def write(plan: Plan, tiling: Tiling) -> Kernel:
     """Write the kernel."""
-    kernel = Kernel(shape, slots(plan))
-    kernel.entry("backward", [_write_pack(kernel, plan), _write_body(kernel, plan)])
+    kernel = Kernel(tiling, slots(plan))
+    pack, steps, products = (make(kernel, plan) for make in (_write_pack, _write_steps, _write_products))
+    e = kernel.entry("backward")
+    kernel.run(e, pack)
+    count, chunk = kernel.slot(e, "steps"), kernel.slot(e, "chunk_steps")
+    with e.loop(0, count, chunk) as begin:
+        kernel.set_slot(e, "begin", begin)
+        kernel.set_slot(e, "end", e.least(begin + chunk, count))
+        kernel.run(e, steps)
+        kernel.run(e, products)
+    e.builder.ret_void()
     return kernel
 
 
 def _write_pack(kernel: Kernel, plan: Plan) -> Emitter:
-    """Lay W_hh out as the tile reads it: [panel][gate and unit][PANEL vectors]."""
+    """Lay W_ih and W_hh out as tiles read them: [panel][gate and unit][vectors of a panel]."""
     e = kernel.stage("pack")
-    hidden, panel_width = kernel.slot(e, "hidden"), kernel.slot(e, "panel_width")
-    source, packed = kernel.pointer(e, "w_hh"), kernel.pointer(e, "packed")
-    rows, columns = hidden * len(plan.gates), PANEL * e.lanes
-    with e.loop(e.arguments[1], panel_width // columns, e.arguments[2]) as panel:
-        masks = [e.mask(hidden - panel * columns - part * e.lanes) for part in range(PANEL)]
-        with e.loop(0, rows) as k:
-            for part, mask in enumerate(masks):
-                value = e.load_masked(mask, source, k * hidden + panel * columns + part * e.lanes)
-                e.store(value, packed, (panel * rows + k) * columns + part * e.lanes)
+    hidden = kernel.slot(e, "hidden")
+    rows = hidden * len(plan.gates)
+    tiling = kernel.tiling
+    for name, width, vectors in (
+        ("hh", hidden, tiling.hidden_wide),
+        ("ih", kernel.slot(e, "inputs"), tiling.input_wide),
+    ):
+        source, packed = kernel.pointer(e, f"w_{name}"), kernel.pointer(e, f"packed_{name}")
+        columns = vectors * e.lanes
+        with e.loop(e.arguments[1], (width + (columns - 1)) // columns, e.arguments[2]) as panel:
+            masks = [e.mask(width - panel * columns - part * e.lanes) for part in range(vectors)]
+            with e.loop(0, rows) as k:
+                for part, mask in enumerate(masks):
+                    value = e.load_masked(mask, source, k * width + panel * columns + part * e.lanes)
+                    e.store(value, packed, (panel * rows + k) * columns + part * e.lanes)
     pack_vectors(e, kernel, plan)
     e.builder.ret_void()
     return e
 
 
-def _write_body(kernel: Kernel, plan: Plan) -> Emitter:
-    shape = kernel.shape
-    tiles = write_tiles(kernel, PANEL, shape.panel_rows, [(0, PANEL)], "panel")
-    e = kernel.stage("walk")
-    hidden, width, panel_width = (kernel.slot(e, name) for name in ("hidden", "width", "panel_width"))
+def _write_steps(kernel: Kernel, plan: Plan) -> Emitter:
+    wide = kernel.tiling.hidden_wide
+    tile = Tile(kernel, "carry", wide, [Run(0, wide)])
+    e = kernel.stage("steps")
+    hidden, width, grad_width = (kernel.slot(e, name) for name in ("hidden", "width", "grad_width"))
+    chunk, stride = kernel.pointer(e, "chunk"), kernel.slot(e, "chunk_stride")
     gates = hidden * len(plan.gates)
-    drec, packed = kernel.pointer(e, "drec"), kernel.pointer(e, "packed")
-    dh = kernel.pointer(e, f"grad.{plan.states[0]}")
-    columns = PANEL * e.lanes
-
-    backward_in_time = kernel.slot(e, "backward_in_time").compare("!=", 0)
-    forward_in_time = Value(e.builder, e.builder.not_(backward_in_time.ir))
-    with walk(e, kernel, descending=forward_in_time) as step:
+    drec = e.at(chunk, gates) if plan.split else chunk
+    dh, packed = kernel.pointer(e, f"grad.{plan.states[0]}"), kernel.pointer(e, "packed_hh")
+    columns = wide * e.lanes
+    first_row, _ = _chunk_rows(e, kernel)
+    with walk(
+        e, kernel, kernel.slot(e, "begin"), kernel.slot(e, "end"), descending=_forward_in_time(e, kernel)
+    ) as step:
         with own_blocks(e, kernel, step.active) as (start, rows), e.loop(0, width, e.lanes) as unit:
-            _write_derivatives(e, kernel, plan, step.row, start, rows, unit)
-        with e.loop(0, panel_width // columns) as panel, own_blocks(e, kernel, step.active) as (start, rows):
-            place = e.at(dh, start * panel_width + panel * columns)
-            call_tile(
-                e, tiles, rows, place, panel_width, place, panel_width,
-                e.at(drec, (step.row + start) * gates), gates, gates, e.at(packed, panel * gates * columns),
-            )  # fmt: skip
+            _write_derivatives(e, kernel, plan, step, first_row, start, rows, unit)
+        with (
+            e.loop(0, (hidden + (columns - 1)) // columns) as panel,
+            own_blocks(e, kernel, step.active) as (start, rows),
+        ):
+            place = (e.at(dh, start * grad_width + panel * columns), grad_width)
+            a = e.at(drec, (step.row - first_row + start) * stride)
+            tile.call(e, rows, place, place, (a, stride, gates, e.at(packed, panel * gates * columns), e.integer(0)))
     e.builder.ret_void()
     return e
 
 
+def _forward_in_time(e: Emitter, kernel: Kernel) -> Value:
+    """Whether the layer runs forward in time, so that its backward pass descends."""
+    return kernel.slot(e, "backward_in_time").compare("==", 0)
+
+
+def _chunk_rows(e: Emitter, kernel: Kernel) -> tuple[Value, Value]:
+    """The first row of the chunk, and how many it has; a chunk's steps are neighbours, so its rows are too."""
+    steps, begin, end = (kernel.slot(e, name) for name in ("steps", "begin", "end"))
+    offsets, descending = kernel.pointer(e, "offsets"), _forward_in_time(e, kernel)
+    first = e.load_integer(offsets, e.choose(descending, steps - end, begin))
+    last = e.load_integer(offsets, e.choose(descending, steps - begin, end))
+    return first, last - first
+
+
 def _write_derivatives(
-    e: Emitter, kernel: Kernel, plan: Plan, step_row: Value, start: Value, rows: Value, unit: Value
+    e: Emitter, kernel: Kernel, plan: Plan, step: Step, first_row: Value, start: Value, rows: Value, unit: Value
 ) -> None:
     """One vector of units, for the rows of one block."""
     target = VectorTarget(e)
-    hidden, width, panel_width = (kernel.slot(e, name) for name in ("hidden", "width", "panel_width"))
+    hidden, width, grad_width = (kernel.slot(e, name) for name in ("hidden", "width", "grad_width"))
     dy, dy_stride, saved = kernel.pointer(e, "dy"), kernel.slot(e, "dy_stride"), kernel.pointer(e, "saved")
-    dinp, drec, vectors = (kernel.pointer(e, name) for name in ("dinp", "drec", "packed_vectors"))
-    names = sum_names(plan)
-    sums = e.at(kernel.pointer(e, "sums"), e.arguments[1] * (width * len(names)) + unit)
-    totals = {name: e.variable(e.vector) for name in names}
-    for place, name in enumerate(names):
-        totals[name].set(e.load(sums, width * place))
+    chunk, stride = kernel.pointer(e, "chunk"), kernel.slot(e, "chunk_stride")
+    vectors = kernel.pointer(e, "packed_vectors")
     mask = e.mask(hidden - unit)
     with e.loop(0, rows) as offset:
         row = start + offset
-        at = step_row + row
+        at = step.row + row
         leaves = {}
         for state in plan.states:
             leaves[f"prev.{state}"] = e.load(kernel.pointer(e, f"states.{state}"), at * width + unit)
-            leaves[f"grad.{state}"] = e.load(kernel.pointer(e, f"grad.{state}"), row * panel_width + unit)
+            leaves[f"grad.{state}"] = e.load(kernel.pointer(e, f"grad.{state}"), row * grad_width + unit)
         output = f"grad.{plan.states[0]}"
         leaves[output] = leaves[output] + e.load_masked(mask, dy, at * dy_stride + unit)
         for place in range(plan.saved):
@@ -125,14 +150,70 @@ def _write_derivatives(
         for place, name in enumerate(plan.vectors):
             leaves[f"vec.{name}"] = e.load(vectors, width * place + unit)
         results = plan.backward.evaluate(leaves, target)
-        for pointer, kind in ((dinp, "dinp"), (drec, "drec")):
-            if kind == "dinp" or plan.split:
-                for place, gate in enumerate(plan.gates):
-                    where = (at * len(plan.gates) + place) * hidden + unit
-                    e.store_masked(results[f"{kind}.{gate}"], mask, pointer, where)
+        for place, name in enumerate(sum_names(plan)):
+            e.store_masked(results[name], mask, chunk, (at - first_row) * stride + hidden * place + unit)
         for state in plan.states:
-            e.store(results[f"dprev.{state}"], kernel.pointer(e, f"grad.{state}"), row * panel_width + unit)
-        for name in names:
-            totals[name].set(totals[name].get() + results[name])
-    for place, name in enumerate(names):
-        e.store(totals[name].get(), sums, width * place)
+            e.store(results[f"dprev.{state}"], kernel.pointer(e, f"grad.{state}"), row * grad_width + unit)
+
+
+def sum_names(plan: Plan) -> tuple[str, ...]:
+    """What a row of a chunk's buffer holds, H numbers each; the kernel also sums them over rows."""
+    kinds = ("dinp", "drec") if plan.split else ("dinp",)
+    return (*(f"{kind}.{gate}" for kind in kinds for gate in plan.gates), *(f"dvec.{name}" for name in plan.vectors))
+
+
+def _write_products(kernel: Kernel, plan: Plan) -> Emitter:
+    tiling = kernel.tiling
+    weight_tile = Tile(kernel, "weight", WIDE, [Run(0, WIDE, transposed=True)], masked=True)
+    input_tile = Tile(kernel, "input", tiling.input_wide, [Run(0, tiling.input_wide)], masked=True, from_zero=True)
+    e = kernel.stage("products")
+    thread, threads = e.arguments[1], e.arguments[2]
+    inputs, hidden, width, columns = (kernel.slot(e, name) for name in ("inputs", "hidden", "width", "columns"))
+    chunk, stride, sums = kernel.pointer(e, "chunk"), kernel.slot(e, "chunk_stride"), kernel.pointer(e, "sums")
+    gates = hidden * len(plan.gates)
+    first_row, rows = _chunk_rows(e, kernel)
+
+    # dW' [inputs, gates] and [H, gates]: a panel of dpre's columns stays in the cache for all their rows.
+    panel_columns = WIDE * e.lanes
+    wanted = kernel.slot(e, "dw_ih").compare("!=", 0)
+    with e.when(wanted), e.loop(thread * panel_columns, gates, threads * panel_columns) as column:
+        x, previous = kernel.pointer(e, "x"), kernel.pointer(e, f"states.{plan.states[0]}")
+        for a, a_stride, out, dpre in (
+            (x, inputs, kernel.pointer(e, "dw_ih"), chunk),
+            (previous, width, kernel.pointer(e, "dw_hh"), e.at(chunk, gates) if plan.split else chunk),
+        ):
+            count = inputs if a is x else hidden
+            with e.loop(0, count, weight_tile.rows) as row:
+                place = (e.at(out, row * gates + column), gates)
+                height = e.least(count - row, e.integer(weight_tile.rows))
+                weight_tile.call(
+                    e, height, place, place,
+                    (e.at(a, first_row * a_stride + row), a_stride, rows, e.at(dpre, column), stride),
+                    columns=gates - column,
+                )  # fmt: skip
+
+    # Sums over rows. The buffer's rows are as long as whole vectors.
+    with e.loop(thread * e.lanes, columns, threads * e.lanes) as column:
+        total = e.variable(e.vector, e.load(sums, column))
+        with e.loop(0, rows) as row:
+            total.set(total.get() + e.load(chunk, row * stride + column))
+        e.store(total.get(), sums, column)
+
+    # dx [rows, inputs].
+    wide = tiling.input_wide * e.lanes
+    packed, dx = kernel.pointer(e, "packed_ih"), kernel.pointer(e, "dx")
+    wanted = kernel.slot(e, "dx").compare("!=", 0)
+    with (
+        e.when(wanted),
+        e.loop(0, (inputs + (wide - 1)) // wide) as panel,
+        e.loop(thread * input_tile.rows, rows, threads * input_tile.rows) as row,
+    ):
+        height = e.least(rows - row, e.integer(input_tile.rows))
+        out = (e.at(dx, (first_row + row) * inputs + panel * wide), inputs)
+        input_tile.call(
+            e, height, out, out,
+            (e.at(chunk, row * stride), stride, gates, e.at(packed, panel * gates * wide), e.integer(0)),
+            columns=inputs - panel * wide,
+        )  # fmt: skip
+    e.builder.ret_void()
+    return e

@@ -16,7 +16,7 @@ A row that ends goes to ``final`` instead of the next step's rows.
 from __future__ import annotations
 
 from recollect.engine.llvm.functions import VectorTarget
-from recollect.engine.llvm.kernel import Kernel, Shape, call_tile, own_blocks, pack_vectors, walk, write_tiles
+from recollect.engine.llvm.kernel import Kernel, Run, Tile, Tiling, own_blocks, pack_vectors, walk
 from recollect.engine.llvm.values import Emitter, Value
 from recollect.engine.plan import Plan
 
@@ -24,37 +24,41 @@ from recollect.engine.plan import Plan
 def slots(plan: Plan) -> tuple[str, ...]:
     """The argument slots after the common ones."""
     return (
-        "inputs", "keep", "x", "y", "w_ih", "b_ih", "b_hh", "packed_bias", "packed_vectors", "saved",
+        "keep", "x", "y", "b_ih", "b_hh", "packed", "packed_bias", "packed_vectors", "saved",
         *(f"{kind}.{state}" for kind in ("initial", "states", "final") for state in plan.states),
         *(f"vector.{name}" for name in plan.vectors),
     )  # fmt: skip
 
 
-def write(plan: Plan, shape: Shape, *, save: bool) -> Kernel:
+def write(plan: Plan, tiling: Tiling, *, save: bool) -> Kernel:
     """Write the kernel; ``save`` keeps what the backward pass needs."""
-    kernel = Kernel(shape, slots(plan))
-    kernel.entry("forward", [_write_pack(kernel, plan), _write_body(kernel, plan, save=save)])
+    kernel = Kernel(tiling, slots(plan))
+    stages = [_write_pack(kernel, plan), _write_steps(kernel, plan, save=save)]
+    e = kernel.entry("forward")
+    for stage in stages:
+        kernel.run(e, stage)
+    e.builder.ret_void()
     return kernel
 
 
 def _panel(kernel: Kernel, e: Emitter, plan: Plan) -> tuple[Value, Value]:
     """Packed weights of one unit block: numbers before the recurrent part, and in all."""
-    block = kernel.shape.block
-    before = kernel.slot(e, "inputs") * (len(plan.gates_of("inp")) * block)
-    return before, before + kernel.slot(e, "hidden") * (len(plan.gates_of("rec")) * block)
+    block = kernel.tiling.block
+    before = kernel.slot(e, "inputs") * (len(plan.input_gates) * block)
+    return before, before + kernel.slot(e, "hidden") * (len(plan.recurrent_gates) * block)
 
 
 def _write_pack(kernel: Kernel, plan: Plan) -> Emitter:
     """Lay the weights out as the tile reads them: [unit block][k][accumulator][unit]; add the biases."""
     e = kernel.stage("pack")
-    shape, block = kernel.shape, kernel.shape.block
+    tiling, block = kernel.tiling, kernel.tiling.block
     hidden, width, inputs = (kernel.slot(e, name) for name in ("hidden", "width", "inputs"))
     packed, packed_bias = kernel.pointer(e, "packed"), kernel.pointer(e, "packed_bias")
     before, panel = _panel(kernel, e, plan)
     zero = Value(e.builder, e.element(0.0))
     with e.loop(e.arguments[1], width // block, e.arguments[2]) as unit_block:
         for kind, start, count in (("inp", e.integer(0), inputs), ("rec", before, hidden)):
-            gates = plan.gates_of(kind)
+            gates = plan.input_gates if kind == "inp" else plan.recurrent_gates
             source = kernel.pointer(e, "w_ih" if kind == "inp" else "w_hh")
             target = e.at(packed, unit_block * panel + start)
             for position, gate in enumerate(gates):
@@ -70,7 +74,7 @@ def _write_pack(kernel: Kernel, plan: Plan) -> Emitter:
         for place, name in enumerate(plan.accumulators):
             kind, _, gate_name = name.partition(".")
             gate = plan.gates.index(gate_name)
-            for part in range(shape.unit_vectors):
+            for part in range(tiling.unit_vectors):
                 unit = unit_block * block + part * e.lanes
                 total = e.variable(e.vector, e.zeros())
                 for bias, kinds in (("b_ih", ("pre", "inp")), ("b_hh", ("pre", "rec"))):
@@ -86,13 +90,13 @@ def _write_pack(kernel: Kernel, plan: Plan) -> Emitter:
     return e
 
 
-def _write_body(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
-    shape, block = kernel.shape, kernel.shape.block
-    parts, count = shape.unit_vectors, len(plan.accumulators)
-    runs = [(first * parts, last * parts) for first, last in (plan.input_range, plan.recurrent_range)]
-    tiles = write_tiles(kernel, count * parts, shape.tile_rows, runs, "tile")
+def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
+    tiling, block = kernel.tiling, kernel.tiling.block
+    parts, count = tiling.unit_vectors, len(plan.accumulators)
+    runs = [Run(first * parts, last * parts) for first, last in (plan.input_range, plan.recurrent_range)]
+    tile = Tile(kernel, "tile", count * parts, runs)
 
-    e = kernel.stage("walk")
+    e = kernel.stage("steps")
     target = VectorTarget(e)
     hidden, width, inputs, batch = (kernel.slot(e, name) for name in ("hidden", "width", "inputs", "batch"))
     keep = kernel.slot(e, "keep").compare("!=", 0)
@@ -102,12 +106,13 @@ def _write_body(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
         {state: kernel.pointer(e, f"{kind}.{state}") for state in plan.states}
         for kind in ("initial", "states", "final")
     )
+    output = states[plan.states[0]]
     before, panel = _panel(kernel, e, plan)
-    sums = e.scratch(shape.tile_rows * count * parts)
+    sums = e.scratch(tile.rows * count * parts)
     sums_stride = e.integer(count * block)
 
     backward_in_time = kernel.slot(e, "backward_in_time").compare("!=", 0)
-    with walk(e, kernel, descending=backward_in_time) as step:
+    with walk(e, kernel, 0, kernel.slot(e, "steps"), descending=backward_in_time) as step:
         odd = step.index & 1
         row_in = e.choose(keep, step.row, odd * batch)
         row_out = e.choose(keep, step.row_next, batch - odd * batch)
@@ -129,11 +134,11 @@ def _write_body(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
             units = unit_block * block
             masks = [e.mask(hidden - units - part * e.lanes) for part in range(parts)]
             with own_blocks(e, kernel, step.active) as (start, rows):
-                call_tile(
-                    e, tiles, rows,
-                    sums, sums_stride, e.at(bias, unit_block * (count * block)), e.integer(0),
-                    e.at(x, (step.row + start) * inputs), inputs, inputs, weights,
-                    e.at(states[plan.states[0]], (row_in + start) * width), width, hidden, e.at(weights, before),
+                none = e.integer(0)
+                tile.call(
+                    e, rows, (sums, sums_stride), (e.at(bias, unit_block * (count * block)), none),
+                    (e.at(x, (step.row + start) * inputs), inputs, inputs, weights, none),
+                    (e.at(output, (row_in + start) * width), width, hidden, e.at(weights, before), none),
                 )  # fmt: skip
                 with e.loop(0, rows) as offset:
                     row = start + offset

@@ -12,63 +12,86 @@ from recollect.engine.llvm.machine import Machine
 from recollect.engine.llvm.values import I64, POINTER, VOID, Emitter, Value
 from recollect.engine.plan import Plan
 
-# Slots that every kernel begins with: the team, and the layout of the rows.
+# Slots that every kernel begins with: the team, and the layout of the rows. ``offsets`` [T + 1] says where the
+# rows of each step begin; blocks of batch rows are dealt to the threads in turn.
 COMMON = (
     "threads", "parallel", "thread_num", "num_threads",
-    "steps", "batch", "rows", "hidden", "blocks", "backward_in_time", "batch_sizes", "batch_sizes_step",
-    "width", "w_hh", "packed",
+    "steps", "batch", "inputs", "hidden", "width", "blocks", "backward_in_time", "offsets", "w_ih", "w_hh",
 )  # fmt: skip
-PANEL = 4  # vectors side by side in the backward pass's product
+WIDE = 4  # vectors side by side in a tile, where the matrix is that wide
 
 
 @dataclass(frozen=True)
-class Shape:
+class Tiling:
     """How a plan is cut into tiles on a machine, for one dtype.
 
-    A *unit block* is ``unit_vectors`` vectors of hidden units; a tile holds all accumulators of one unit
-    block for ``tile_rows`` batch rows in registers.
+    A *unit block* is ``unit_vectors`` vectors of hidden units; a tile of the forward pass holds all
+    accumulators of one unit block for some batch rows in registers. The products of the backward pass are
+    cut into panels of ``wide`` vectors.
+
+    Attributes:
+        dtype, lanes: numbers and how many of them are in a vector.
+        registers: accumulators that fit into registers.
+        unit_vectors: vectors in a unit block.
+        hidden_wide, input_wide: vectors in a panel of H and of I columns.
     """
 
     dtype: str
     lanes: int
+    registers: int
     unit_vectors: int
-    tile_rows: int
-    panel_rows: int
+    hidden_wide: int
+    input_wide: int
 
     @property
     def block(self) -> int:
         """Units in a unit block."""
         return self.unit_vectors * self.lanes
 
+    def rows(self, vectors: int) -> int:
+        """The tallest tile of so many vectors."""
+        return max(1, min(8, self.registers // vectors))
+
     def width(self, hidden: int) -> int:
-        """H rounded up to whole unit blocks: the row length of internal buffers."""
-        return -(-hidden // self.block) * self.block
-
-    def panel_width(self, hidden: int) -> int:
-        """H rounded up to whole panels of the backward pass's product."""
-        return -(-hidden // (PANEL * self.lanes)) * PANEL * self.lanes
+        """H rounded up to whole unit blocks: the row length of states and saved values."""
+        return round_up(hidden, self.block)
 
 
-def make_shape(plan: Plan, machine: Machine, dtype: str, hidden: int) -> Shape:
+def round_up(count: int, unit: int) -> int:
+    """The next multiple of ``unit``."""
+    return -(-count // unit) * unit
+
+
+def make_tiling(plan: Plan, machine: Machine, dtype: str, inputs: int, hidden: int) -> Tiling:
     """Choose tiles: about four vectors wide, and as many rows as registers allow."""
-    lanes, count = machine.lanes(dtype), len(plan.accumulators)
-    unit_vectors = max(1, min(4 // count, -(-hidden // lanes)))
-    rows = max(1, min(8, machine.accumulators // (count * unit_vectors)))
-    return Shape(dtype, lanes, unit_vectors, rows, max(1, machine.accumulators // PANEL))
+    lanes = machine.lanes(dtype)
+
+    def panel(count: int) -> int:
+        vectors = round_up(count, lanes) // lanes
+        return min(range(min(WIDE, vectors), 0, -1), key=lambda wide: round_up(vectors, wide))
+
+    return Tiling(
+        dtype=dtype,
+        lanes=lanes,
+        registers=machine.accumulators,
+        unit_vectors=max(1, min(WIDE // len(plan.accumulators), round_up(hidden, lanes) // lanes)),
+        hidden_wide=panel(hidden),
+        input_wide=panel(inputs),
+    )
 
 
 class Kernel:
     """Names of the argument slots and the module that is being written."""
 
-    def __init__(self, shape: Shape, slots: Sequence[str]) -> None:
-        self.shape = shape
+    def __init__(self, tiling: Tiling, slots: Sequence[str]) -> None:
+        self.tiling = tiling
         self.slots = (*COMMON, *slots)
         self.module = ir.Module()
 
     def function(self, name: str, *types: ir.Type) -> Emitter:
         made = ir.Function(self.module, ir.FunctionType(VOID, types), name)
         made.linkage = "internal"
-        return Emitter(made, self.shape.dtype, self.shape.lanes)
+        return Emitter(made, self.tiling.dtype, self.tiling.lanes)
 
     def slot(self, e: Emitter, name: str) -> Value:
         """An integer argument."""
@@ -79,34 +102,32 @@ class Kernel:
         """A pointer argument."""
         return Value(e.builder, e.builder.inttoptr(self.slot(e, name).ir, POINTER))
 
-    def entry(self, name: str, stages: Sequence[Emitter]) -> None:
-        """Write the function that runs the stages ``(arguments, thread, threads)``, on a team where asked to.
+    def set_slot(self, e: Emitter, name: str, value: Value) -> None:
+        """Change an integer argument, for the stages that run after."""
+        place = e.builder.gep(e.arguments[0].ir, [e.integer(self.slots.index(name)).ir], source_etype=I64)
+        e.builder.store(value.ir, place)
 
-        The end of a stage is a barrier: the next begins when all threads are through.
-        """
+    def entry(self, name: str) -> Emitter:
+        """Begin the function that is called from outside, with the argument array."""
         e = self.function(name, POINTER)
         e.function.linkage = "external"
+        return e
+
+    def run(self, e: Emitter, stage: Emitter) -> None:
+        """From an entry, run a stage ``(arguments, thread, threads)``, on the team where one is asked for.
+
+        The end of a stage is a barrier: what follows begins when all threads are through.
+        """
         threads = self.slot(e, "threads")
-        alone = threads <= 1
-        with e.builder.if_else(alone.ir) as (one, many):
+        with e.builder.if_else((threads <= 1).ir) as (one, many):
             with one:
-                for stage in stages:
-                    e.call(stage.function, e.arguments[0], e.integer(0), e.integer(1))
+                e.call(stage.function, e.arguments[0], e.integer(0), e.integer(1))
             with many:
-                parallel = self.slot(e, "parallel")
                 i32 = ir.IntType(32)
                 kind = ir.FunctionType(VOID, [POINTER, POINTER, i32, i32])
-                for stage in stages:
-                    region = self._region(stage)
-                    e.call_address(
-                        parallel,
-                        kind,
-                        region,
-                        e.arguments[0].ir,
-                        e.builder.trunc(threads.ir, i32),
-                        ir.Constant(i32, 0),
-                    )
-        e.builder.ret_void()
+                count = e.builder.trunc(threads.ir, i32)
+                region = self._region(stage)
+                e.call_address(self.slot(e, "parallel"), kind, region, e.arguments[0].ir, count, ir.Constant(i32, 0))
 
     def _region(self, stage: Emitter) -> ir.Function:
         """What a thread of the team calls: it asks which one it is and of how many (the team it got)."""
@@ -127,39 +148,40 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the walk: time t, its active rows, and where its rows lie."""
+    """One step of a walk through time.
+
+    Attributes:
+        index: which step of the walk it is, from 0.
+        row, active: where the step's rows begin, and how many there are.
+        row_next, active_next: the same of the step that the walk takes next; 0 rows after the last.
+        active_before: rows of the step that the walk took before; 0 before the first.
+    """
 
     index: Value
-    active: Value
-    active_before: Value
-    active_next: Value
     row: Value
+    active: Value
     row_next: Value
+    active_next: Value
+    active_before: Value
 
 
 @contextmanager
-def walk(e: Emitter, kernel: Kernel, *, descending: Value) -> Iterator[Step]:
-    """``for each step`` from the first to the last, or from the last where ``descending`` holds."""
-    steps, sizes = kernel.slot(e, "steps"), kernel.pointer(e, "batch_sizes")
-    stride = kernel.slot(e, "batch_sizes_step")  # 0 for a dense batch: one number serves all steps
+def walk(e: Emitter, kernel: Kernel, begin: Value | int, end: Value, *, descending: Value) -> Iterator[Step]:
+    """``for step in the steps [begin, end) of a walk``, from the first time to the last or ``descending``."""
+    steps, offsets = kernel.slot(e, "steps"), kernel.pointer(e, "offsets")
 
-    def size(t: Value) -> Value:
-        return e.load_integer(sizes, t * stride)
-
-    first_row = e.choose(descending, kernel.slot(e, "rows") - size(steps - 1), e.integer(0))
-    row = e.variable(I64, first_row)
-    before = e.variable(I64, e.integer(0))
-    with e.loop(0, steps) as index:
+    def rows(index: Value) -> tuple[Value, Value]:
         t = e.choose(descending, steps - 1 - index, index)
-        after = e.choose(descending, t - 1, t + 1)
-        last = index.compare("==", steps - 1)
-        active = size(t)
-        active_next = e.choose(last, e.integer(0), size(e.choose(last, t, after)))
-        row_now = row.get()
-        row_next = e.choose(descending, row_now - active_next, row_now + active)
-        yield Step(index, active, before.get(), active_next, row_now, row_next)
-        row.set(row_next)
-        before.set(active)
+        start = e.load_integer(offsets, t)
+        return start, e.load_integer(offsets, t + 1) - start
+
+    with e.loop(begin, end) as index:
+        row, active = rows(index)
+        first, last = index.compare("==", 0), index.compare("==", steps - 1)
+        _, before = rows(e.choose(first, index, index - 1))
+        row_next, after = rows(e.choose(last, index, index + 1))
+        zero = e.integer(0)
+        yield Step(index, row, active, row_next, e.choose(last, zero, after), e.choose(first, zero, before))
 
 
 @contextmanager
@@ -176,54 +198,101 @@ def own_blocks(e: Emitter, kernel: Kernel, active: Value) -> Iterator[tuple[Valu
         yield start, end - start
 
 
-def write_tiles(
-    kernel: Kernel, vectors: int, rows: int, runs: Sequence[tuple[int, int]], name: str
-) -> list[ir.Function]:
-    """Write the tile for 1 to ``rows`` rows.
+@dataclass(frozen=True)
+class Run:
+    """One product that a tile adds: ``a[r][k] w[k][v]`` for the vectors [first, last).
 
-    A tile adds products to a block of accumulators that stays in registers:
-    ``out[r][v] = init[r][v] + sum over runs of sum_k a[r][k] w[k][v]``, v in the run's range of vectors.
+    ``w`` is packed, one row of ``last - first`` vectors after the other, and consecutive ``a[r]`` lie in a
+    row; with ``transposed`` it is the columns of ``a`` that lie in a row, and both take a stride per k.
+    """
+
+    first: int
+    last: int
+    transposed: bool = False
+
+
+class Tile:
+    """A block of accumulators that stays in registers, written for each number of rows up to ``rows``.
+
+    ``out[r][v] = init[r][v] + sum over runs of sum_k a[r][k] w[k][v]``
 
     Args:
         vectors: width of the block.
-        rows: the tallest tile.
-        runs: for each product, the range [first, last) of vectors that it adds to.
-
-    Returns:
-        Functions ``(out, out_stride, init, init_stride, then per run: a, a_stride, k, w)``; the one for r
-        rows at index r - 1. Strides are in numbers, from row to row.
+        runs: the products.
+        masked: ``init`` and ``out`` are only as wide as told.
+        from_zero: ``init`` is 0, whatever is passed.
     """
-    made = []
-    types = [POINTER, I64, POINTER, I64] + [POINTER, I64, I64, POINTER] * len(runs)
-    for height in range(1, rows + 1):
-        e = kernel.function(f"{name}_{height}", *types)
-        out, out_stride, init, init_stride = e.arguments[:4]
-        grid = [(r, v) for r in range(height) for v in range(vectors)]
-        total = {
-            (r, v): e.variable(e.vector, e.load(init, init_stride * r + v * e.lanes)) for r, v in grid
-        }  # fmt: skip
-        for place, (first, last) in enumerate(runs):
-            a, a_stride, count, w = e.arguments[4 + 4 * place : 8 + 4 * place]
-            row_starts = [e.at(a, a_stride * r) for r in range(height)]
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        name: str,
+        vectors: int,
+        runs: Sequence[Run],
+        *,
+        masked: bool = False,
+        from_zero: bool = False,
+    ) -> None:
+        self.rows, self.vectors = kernel.tiling.rows(vectors), vectors
+        self.masked, self.from_zero = masked, from_zero
+        # out, its stride, init, its stride, columns; per run: a, its stride, k, w, the stride of w.
+        types = [POINTER, I64, POINTER, I64, I64] + [POINTER, I64, I64, POINTER, I64] * len(runs)
+        self._functions = [
+            self._write(kernel.function(f"{name}_{height}", *types), height, runs) for height in range(1, self.rows + 1)
+        ]
+
+    def _write(self, e: Emitter, height: int, runs: Sequence[Run]) -> ir.Function:
+        out, out_stride, init, init_stride, columns = e.arguments[:5]
+        grid = [(r, v) for r in range(height) for v in range(self.vectors)]
+        masks = [e.mask(columns - v * e.lanes) for v in range(self.vectors)] if self.masked else []
+
+        def initial(r: int, v: int) -> Value:
+            if self.from_zero:
+                return e.zeros()
+            at = init_stride * r + v * e.lanes
+            return e.load_masked(masks[v], init, at) if self.masked else e.load(init, at)
+
+        total = {(r, v): e.variable(e.vector, initial(r, v)) for r, v in grid}
+        for place, run in enumerate(runs):
+            a, a_stride, count, w, w_stride = e.arguments[5 + 5 * place : 10 + 5 * place]
+            rows = [e.at(a, r if run.transposed else a_stride * r) for r in range(height)]
             with e.loop(0, count) as k:
-                weights = e.at(w, k * ((last - first) * e.lanes))
-                columns = {v: e.load(weights, (v - first) * e.lanes) for v in range(first, last)}
+                weights = e.at(w, k * (w_stride if run.transposed else (run.last - run.first) * e.lanes))
+                column = {v: e.load(weights, (v - run.first) * e.lanes) for v in range(run.first, run.last)}
                 for r in range(height):
-                    value = e.splat(e.load_one(row_starts[r], k))
-                    for v in range(first, last):
-                        total[r, v].set(e.fma(value, columns[v], total[r, v].get()))
+                    value = e.splat(e.load_one(rows[r], k * a_stride if run.transposed else k))
+                    for v in column:
+                        total[r, v].set(e.fma(value, column[v], total[r, v].get()))
         for r, v in grid:
-            e.store(total[r, v].get(), out, out_stride * r + v * e.lanes)
+            at = out_stride * r + v * e.lanes
+            if self.masked:
+                e.store_masked(total[r, v].get(), masks[v], out, at)
+            else:
+                e.store(total[r, v].get(), out, at)
         e.builder.ret_void()
-        made.append(e.function)
-    return made
+        return e.function
 
+    def call(
+        self,
+        e: Emitter,
+        rows: Value,
+        out: tuple[Value, Value],
+        init: tuple[Value, Value],
+        *runs: tuple[Value, Value, Value, Value, Value],
+        columns: Value | None = None,
+    ) -> None:
+        """Call the tile of the right height.
 
-def call_tile(e: Emitter, tiles: Sequence[ir.Function], rows: Value, *arguments: Value) -> None:
-    """Call the tile of the right height."""
-    for height, tile in enumerate(tiles, 1):
-        with e.when(rows.compare("==", height)):
-            e.call(tile, *arguments)
+        Args:
+            rows: how many rows, at most `rows`; none is fine.
+            out, init: each a pointer and the stride from row to row.
+            runs: for each, a, its stride, the number of k, w and its stride (of no meaning where w is packed).
+            columns: how many columns ``out`` has left, where the tile is masked.
+        """
+        flat = [value for run in runs for value in run]
+        for height, function in enumerate(self._functions, 1):
+            with e.when(rows.compare("==", height)):
+                e.call(function, *out, *init, columns or e.integer(0), *flat)
 
 
 def pack_vectors(e: Emitter, kernel: Kernel, plan: Plan) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping
-from functools import cached_property
+from collections.abc import Mapping
 
 from recollect.engine.llvm import backward, forward
-from recollect.engine.llvm.kernel import Kernel, Shape, make_shape
+from recollect.engine.llvm.kernel import Kernel, Tiling, make_tiling
 from recollect.engine.llvm.machine import COMPILING, compile_module, host
-from recollect.engine.plan import Plan, make_plan
+from recollect.engine.plan import make_plan
 from recollect.graph.graph import Graph
 
 _CACHE: dict[tuple[object, ...], Kernels] = {}
@@ -35,48 +34,52 @@ class Function:
 
 
 class Kernels:
-    """The kernels of one cell for one dtype and tile shape; each is compiled when first asked for."""
+    """The kernels of one cell in one dtype; each is compiled when first asked for."""
 
-    def __init__(self, plan: Plan, shape: Shape) -> None:
-        self.plan, self.shape = plan, shape
+    def __init__(
+        self, graph: Graph, gates: tuple[str, ...], states: tuple[str, ...], vectors: tuple[str, ...], dtype: str
+    ) -> None:
+        self.plan = make_plan(graph, gates, states, vectors)
+        self.dtype = dtype
+        self.sums = backward.sum_names(self.plan)
+        self._tilings: dict[tuple[int, int], Tiling] = {}
+        self._functions: dict[tuple[object, ...], Function] = {}
 
-    @cached_property
-    def infer(self) -> Function:
-        """The forward pass that stores nothing for a backward pass."""
-        return self._compile(lambda: Function(forward.write(self.plan, self.shape, save=False), "forward"))
+    def tiling(self, inputs: int, hidden: int) -> Tiling:
+        """How a layer of these sizes is cut into tiles."""
+        found = self._tilings.get((inputs, hidden))
+        if found is None:
+            found = self._tilings[inputs, hidden] = make_tiling(self.plan, host(), self.dtype, inputs, hidden)
+        return found
 
-    @cached_property
-    def train(self) -> Function:
-        """The forward pass that saves what the backward pass reads."""
-        return self._compile(lambda: Function(forward.write(self.plan, self.shape, save=True), "forward"))
+    def forward(self, tiling: Tiling, *, save: bool) -> Function:
+        """The forward pass; with ``save`` it keeps what the backward pass reads."""
+        return self._get(("forward", save, tiling.unit_vectors), tiling)
 
-    @cached_property
-    def backward(self) -> Function:
+    def backward(self, tiling: Tiling) -> Function:
         """The backward pass."""
-        return self._compile(lambda: Function(backward.write(self.plan, self.shape), "backward"))
+        return self._get(("backward", tiling.hidden_wide, tiling.input_wide, tiling.unit_vectors), tiling)
 
-    @cached_property
-    def sums(self) -> tuple[str, ...]:
-        return backward.sum_names(self.plan)
-
-    def _compile(self, make: Callable[[], Function]) -> Function:
-        with COMPILING:
-            return make()
+    def _get(self, key: tuple[object, ...], tiling: Tiling) -> Function:
+        found = self._functions.get(key)
+        if found is None:
+            with COMPILING:  # whoever waited finds it made
+                found = self._functions.get(key)
+                if found is None:
+                    if key[0] == "forward":
+                        kernel = forward.write(self.plan, tiling, save=bool(key[1]))
+                    else:
+                        kernel = backward.write(self.plan, tiling)
+                    found = self._functions[key] = Function(kernel, str(key[0]))
+        return found
 
 
 def kernels_for(
-    graph: Graph,
-    gates: tuple[str, ...],
-    states: tuple[str, ...],
-    vectors: tuple[str, ...],
-    dtype: str,
-    hidden: int,
+    graph: Graph, gates: tuple[str, ...], states: tuple[str, ...], vectors: tuple[str, ...], dtype: str
 ) -> Kernels:
     """The kernels of a cell; the graph's content is the key, so equal names never collide."""
-    parts = -(-hidden // host().lanes(dtype))
-    key = (graph.key, gates, states, vectors, dtype, min(parts, 4))
+    key = (graph.key, gates, states, vectors, dtype)
     found = _CACHE.get(key)
     if found is None:
-        plan = make_plan(graph, gates, states, vectors)
-        found = _CACHE.setdefault(key, Kernels(plan, make_shape(plan, host(), dtype, hidden)))
+        found = _CACHE.setdefault(key, Kernels(graph, gates, states, vectors, dtype))
     return found
