@@ -1,0 +1,215 @@
+"""The answer of ``recollect.diagnose``."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from recollect._files import write_atomically
+from recollect.diagnosis import flow, report
+from recollect.diagnosis.findings import Finding, Place, judge
+from recollect.diagnosis.probe import Call, join, record
+from recollect.errors import InputError
+from recollect.nn import Recurrent
+
+
+@dataclass(frozen=True, eq=False)
+class Diagnosis:
+    """What the gradient does on its way back through time.
+
+    Attributes:
+        curve: the name of the curve that is judged, such as ``"rnn.l0.h"``: module path, level and
+            direction, state.
+        grad_norm_by_lag: that curve, [T_max] float64: at lag k the root mean square, over the rows longer
+            than k, of the norm of dL/dh k steps before the row's last.
+        gradient_horizon: 1 + the largest lag at which it is still 1 % of its value at lag 0.
+        censored: it is so to the start of the sequence, so that the true horizon may be longer.
+        growth_per_step: the factor by which it changes per step back in time.
+        spectral_radius: the largest absolute eigenvalue of each W_hh, by gate where there are several:
+            ``"rnn.weight_hh_l0.i"``.
+        curves: the same for all layers, directions and states, in the order in which layers ran.
+        horizons: the gradient horizon of each of ``curves``.
+        findings: what is wrong, the worst first, or that nothing is.
+        notes: what to bear in mind when reading the curves.
+        loss: L, the number whose gradient it is.
+    """
+
+    curve: str
+    grad_norm_by_lag: flow.Curve
+    gradient_horizon: int
+    censored: bool
+    growth_per_step: float
+    spectral_radius: dict[str, float]
+    curves: dict[str, flow.Curve]
+    horizons: dict[str, int]
+    findings: list[Finding]
+    notes: list[str]
+    loss: float
+
+    def __str__(self) -> str:
+        return report.to_text(self)
+
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Write the report as one HTML file that needs nothing else and no network.
+
+        Raises:
+            OSError: the folder does not exist or cannot be written.
+        """
+        write_atomically(path, report.to_html(self))
+
+
+def diagnose(
+    model: nn.Module,
+    x: Tensor | PackedSequence | tuple[Any, ...],
+    target: Any = None,
+    loss: Callable[[Any, Any], Tensor] | None = None,
+    *,
+    lengths: Any = None,
+    layer: str | None = None,
+) -> Diagnosis:
+    """Show what a model's gradient does on its way back through time.
+
+    It runs once forwards and backwards on a deep copy of the model, in eval mode and float64, with
+    ``torch.nn``'s recurrent layers converted. The model, its gradients, its modes and the random state
+    stay as they are; hooks of the model run on the copy too. Frozen parameters and ``torch.no_grad()``
+    around the call make no difference.
+
+    The loss L, whose gradient is followed, is
+
+    - ``loss(output, target)`` if a loss is given; both arrive whole, in float64, the output as the model
+      returned it (of a tuple that the loss cannot take, the first tensor), the target perhaps None;
+    - else, with a target, the mean squared error if that holds floating-point numbers and the
+      cross-entropy if it holds classes;
+    - else, for a bare layer, the sum over rows of <v, h_n>, where h_n is each direction's final state of
+      the top level and v a fixed unit vector;
+    - else the sum over rows of <v, output>.
+
+    In the second and fourth case the output is the first tensor that the model returns, and outputs and
+    targets that have the time axis are cut to each row's last valid step: it is known by B and T of the
+    layer that ran last, in that layer's layout where both fit. A mean over rows is multiplied
+    by B, so that a row's gradient is its own: that is so for the two default losses, and for a loss with
+    torch's ``reduction="mean"`` (a module's attribute or a function's default); what any other loss
+    returns is taken as it is.
+
+    The gradient at a step is dL/ds of a state s as it leaves the step: every use after the step and in the
+    output counts, uses inside the step do not. Lag 0 is the step that a direction processes last in a row:
+    the row's last valid step, or for a reverse direction its first. A layer that runs several times is
+    shown as it ran last, and ``notes`` says so.
+
+    Args:
+        model: any module that calls a recurrent layer of ours, or ``torch.nn``'s RNN, LSTM or GRU.
+        x: what forward takes: a tensor, a PackedSequence, or a tuple for ``model(*x)``. Whole numbers stay
+            whole, floating-point numbers become float64.
+        target: see above.
+        loss: see above.
+        lengths: [B] valid steps of each row, in any order. Passed on if forward takes ``lengths``;
+            otherwise the model runs over the padding, and the cut and the lags count from these.
+        layer: which curve to judge: a module's path ("encoder.rnn"), a level and direction of it
+            ("encoder.rnn.l0_reverse"), or a curve ("encoder.rnn.l0.c"). By default the last recurrent
+            layer to run; its top level, forward direction and first state.
+
+    Returns:
+        A `Diagnosis`; ``print`` it, or write it with ``to_html``.
+
+    Raises:
+        InputError: the model has no recurrent layer or cannot run on ``x``; a weight, a state or the loss
+            is not finite; the loss does not depend on a recurrent state; no row has two valid steps; or
+            there is no such ``layer``.
+
+    Example:
+        >>> diagnosis = recollect.diagnose(model, x, target)
+        >>> print(diagnosis)
+        >>> diagnosis.to_html("report.html")
+    """
+    calls, value = record(model, x, target, loss, lengths)
+    curves: dict[str, flow.Curve] = {}
+    homes: dict[str, tuple[Call, str]] = {}
+    for call in calls:
+        for label in call.states:
+            for name, curve in zip(call.layer.cell.states, _curves(call, label), strict=True):
+                full = join(call.path, label, name)
+                curves[full], homes[full] = curve, (call, label)
+    chosen = _choose(homes, layer)
+    call, label = homes[chosen]
+    curve = curves[chosen]
+    if len(curve) < 2:
+        raise InputError(
+            "a gradient through time needs at least two steps",
+            given=f"{len(curve)} valid step in each call of {call.path or 'the layer'}, which ran {call.times} time(s)",
+            expected="T >= 2",
+            remedy="pass a longer sequence, in one call of the layer; or name another with layer=",
+        )
+    horizon, censored = flow.gradient_horizon(curve)
+    growth = flow.growth_per_step(curve)
+    horizons = {name: flow.gradient_horizon(each)[0] for name, each in curves.items()}
+    beside = {name: horizons[name] for name, home in homes.items() if home == (call, label)}
+    ours = isinstance(model.get_submodule(call.path), Recurrent)
+    return Diagnosis(
+        curve=chosen,
+        grad_norm_by_lag=curve,
+        gradient_horizon=horizon,
+        censored=censored,
+        growth_per_step=growth,
+        spectral_radius=_spectral_radii(calls),
+        curves=curves,
+        horizons=horizons,
+        findings=judge(curve, growth, beside, Place(call.path, label, call.layer, ours)),
+        notes=[
+            f"{each.path or 'the layer'} ran {each.times} times; its curves are those of the last time"
+            for each in calls
+            if each.times > 1
+        ],
+        loss=value,
+    )
+
+
+def _curves(call: Call, label: str) -> list[flow.Curve]:
+    """The curve of each state of one layer and direction."""
+    steps = [t for t, _ in call.states[label]]
+    sizes = np.array([len(states[0]) for _, states in call.states[label]])
+    # Rows are sorted by length, so row r is active in as many steps as have more than r rows.
+    lengths = (sizes[:, None] > np.arange(sizes.max())).sum(0)
+    if call.lengths is not None and not call.ragged:
+        lengths = call.lengths.numpy()
+    reverse = label.endswith("_reverse")
+    return [
+        flow.grad_norm_by_lag(steps, each, lengths, reverse=reverse)
+        for each in zip(*call.gradients[label], strict=True)
+    ]
+
+
+def _choose(homes: dict[str, tuple[Call, str]], layer: str | None) -> str:
+    """The curve that ``layer`` names: of those it fits, the last to run, top level, forward, first state."""
+    fitting = [name for name in homes if layer is None or name == layer or name.startswith(f"{layer}.")]
+    if not fitting:
+        near = difflib.get_close_matches(str(layer), list(homes), 1, cutoff=0.4)
+        raise InputError(
+            "no recurrent layer that ran fits layer=",
+            given=repr(layer),
+            expected="the path of a module, or the beginning of one of " + ", ".join(homes),
+            remedy=f"did you mean {near[0]!r}?" if near else None,
+        )
+    last = homes[fitting[-1]][0]
+    labels = [label for call, label in (homes[name] for name in fitting) if call is last]
+    # Labels come in the order l0, l0_reverse, l1, ...
+    forward = [label for label in labels if not label.endswith("_reverse")] or labels
+    return next(name for name in fitting if homes[name] == (last, forward[-1]))
+
+
+def _spectral_radii(calls: list[Call]) -> dict[str, float]:
+    found = {}
+    for call in calls:
+        gates = call.layer.cell.gates
+        for label in call.states:
+            name = join(call.path, f"weight_hh_{label}")
+            blocks = getattr(call.layer, f"weight_hh_{label}").chunk(len(gates))
+            for gate, block in zip(gates, blocks, strict=True):
+                found[f"{name}.{gate}" if len(gates) > 1 else name] = flow.spectral_radius(block)
+    return found
