@@ -211,7 +211,8 @@ def _no_batches() -> TrainingError:
 
 
 def _check_repeatable(name: str, batches: Batches | None, epochs: int) -> None:
-    if epochs > 1 and batches is not None and iter(batches) is batches:
+    # Not by calling iter(): a DataLoader draws from the caller's random state when it is asked.
+    if epochs > 1 and isinstance(batches, Iterator):
         raise InputError(
             f"{name} can be gone through only once",
             given=f"{type(batches).__name__} for {epochs} epochs",

@@ -1,0 +1,71 @@
+"""The commands put together, and what a person sees when one fails."""
+
+from __future__ import annotations
+
+import errno
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import recollect
+from recollect.cli import data, describe, diagnose, fit, forecast
+from recollect.errors import RecollectError
+
+
+class _Commands(TyperGroup):
+    """Turns what a user can cause into one sentence on standard error: exit code 2, or 130 for Ctrl-C."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RecollectError as error:
+            sentence, code = f"Error: {error}", 2
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # the reader of a pipe went away, which is its right
+            place = f": {error.filename}" if error.filename else ""
+            sentence, code = f"Error: {error.strerror or error}{place}", 2
+        except KeyboardInterrupt:
+            sentence, code = "Interrupted; nothing was written.", 130
+        typer.echo(sentence, err=True)
+        raise typer.Exit(code)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    # Plain help keeps the examples on one line each, so that they can be copied.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("fit")(fit.fit)
+app.command("backtest")(fit.backtest)
+app.command("forecast")(forecast.forecast)
+app.command("diagnose")(diagnose.diagnose)
+app.command("describe")(describe.describe)
+app.command("datasets")(data.datasets)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"recollect {recollect.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def recollect_command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Recurrent networks for series: forecast them, and see what the network remembers.
+
+    \b
+    Start here:
+      recollect datasets
+      recollect backtest sunspots --horizon 11
+      recollect describe lstm
+    """

@@ -1,0 +1,227 @@
+"""Modules as the header and tensors of a model file, and back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from recollect.errors import ModelFileError
+from recollect.model_file.container import read_model, require_kind, write_model
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from recollect.cells import Cell
+
+
+def save(module: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Save a layer of ours, or a ``torch.nn.Sequential`` of ours and ``torch.nn.Linear``.
+
+    Weights, sizes, dtypes, frozen parameters and the train or eval mode are kept; the device, hooks and
+    gradients are not. A cell of your own travels as its graph. (A recurrent layer returns a tuple, so a
+    ``Sequential`` that holds one is a container here: the code that calls its layers stays yours.)
+
+    Raises:
+        ModelFileError: another kind of module, or weights that two layers share.
+        OSError: ``path`` cannot be written.
+    """
+    header, tensors = pack_module(module)
+    write_model(path, {"kind": "module", **header}, tensors)
+
+
+def load(path: str | os.PathLike[str]) -> nn.Module:
+    """Load what ``recollect.save`` wrote, on the CPU and in the mode (train or eval) it was saved in.
+
+    Every size in the header is checked against the tensors before a layer is filled.
+
+    Raises:
+        ModelFileError: the file is truncated, altered, foreign, of a newer format, or of another kind.
+        OSError: there is no such file, or it cannot be read.
+    """
+    header, tensors = read_model(path)
+    require_kind(header, "module", path)
+    return unpack_module(header, tensors)
+
+
+def pack_module(module: nn.Module) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the header keys ``module``, ``frozen`` and ``bfloat16``, and the tensors, of a model file.
+
+    Raises:
+        ModelFileError: a kind of module that ``save`` does not take, or weights that two layers share.
+    """
+    import torch
+
+    spec = _describe(module, "the module")
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    if len({id(parameter) for parameter in parameters.values()}) < len(parameters):
+        raise ModelFileError(
+            "two layers share a weight, and a file would part them",
+            given=f"{type(module).__name__} with {len(parameters)} parameter names",
+            expected="a weight of its own for each name",
+        )
+    state = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
+    try:
+        with torch.device("meta"):
+            _check_tensors(_build(spec, len(state)).state_dict(), state)
+    except ValueError as error:
+        raise ModelFileError(
+            "the module's weights are no longer those it was made with, so it could not be loaded again",
+            given=str(error),
+        ) from error
+    header = {
+        "module": spec,
+        "frozen": sorted(name for name, parameter in parameters.items() if not parameter.requires_grad),
+        "bfloat16": sorted(name for name, tensor in state.items() if tensor.dtype == torch.bfloat16),
+    }
+    return header, {
+        name: (tensor.view(torch.int16) if name in header["bfloat16"] else tensor).numpy()
+        for name, tensor in state.items()
+    }
+
+
+def unpack_module(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> nn.Module:
+    """Build the module that ``pack_module`` described, on the CPU; reads only those three header keys.
+
+    Raises:
+        ModelFileError: the header describes no module of ours, or its sizes do not fit the tensors.
+    """
+    import torch
+
+    try:
+        # Nothing is allocated on the meta device, whatever sizes the header claims.
+        with torch.device("meta"):
+            module = _build(header["module"], len(tensors))
+        loaded = {name: torch.from_numpy(array) for name, array in tensors.items()}
+        for name in header["bfloat16"]:
+            loaded[name] = loaded[name].view(torch.bfloat16)
+        _check_tensors(module.state_dict(), loaded)
+        module.load_state_dict(loaded, assign=True)
+        for name in header["frozen"]:
+            module.get_parameter(name).requires_grad_(False)
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        if isinstance(error, ModelFileError):
+            raise
+        raise ModelFileError(
+            "the file's header does not describe a module of ours", given=f"{type(error).__name__}: {error}"
+        ) from error
+    return module
+
+
+# The constructor arguments that a file keeps for each kind of layer, and their types.
+_RECURRENT = {
+    "input_size": int,
+    "hidden_size": int,
+    "num_layers": int,
+    "bias": bool,
+    "batch_first": bool,
+    "dropout": float,
+    "bidirectional": bool,
+}
+_ARGUMENTS: dict[str, dict[str, type]] = {
+    "RNN": {**_RECURRENT, "nonlinearity": str},
+    "LSTM": _RECURRENT,
+    "GRU": _RECURRENT,
+    "Recurrent": _RECURRENT,
+    "Linear": {"in_features": int, "out_features": int, "bias": bool},
+}
+
+
+def _layer_classes() -> dict[str, type[nn.Module]]:
+    import torch
+
+    from recollect import nn
+
+    return {
+        "RNN": nn.RNN,
+        "LSTM": nn.LSTM,
+        "GRU": nn.GRU,
+        "Recurrent": nn.Recurrent,
+        "Linear": torch.nn.Linear,
+    }
+
+
+def _describe(module: nn.Module, place: str) -> dict[str, Any]:
+    """The constructor call of a module, as JSON. Exact types only: a subclass may compute anything."""
+    import torch
+
+    spec: dict[str, Any] = {"training": module.training}
+    if type(module) is torch.nn.Sequential:
+        layers = [[name, _describe(layer, f"layer {name!r}")] for name, layer in module.named_children()]
+        return {**spec, "type": "Sequential", "layers": layers}
+    for name, kind in _layer_classes().items():
+        if type(module) is kind:
+            values = {key: _argument(module, key, cast) for key, cast in _ARGUMENTS[name].items()}
+            cell = getattr(module, "cell", None)
+            return {
+                **spec,
+                "type": name,
+                **values,
+                **({} if cell is None else {"cell": _describe_cell(cell)}),
+            }
+    theirs = type(module) in (torch.nn.RNN, torch.nn.LSTM, torch.nn.GRU)
+    raise ModelFileError(
+        f"{place} cannot be saved",
+        given=f"{type(module).__module__}.{type(module).__qualname__}",
+        expected="recollect.nn.RNN, LSTM, GRU, Recurrent, torch.nn.Linear, or a torch.nn.Sequential of these",
+        remedy="recollect.convert(module) first" if theirs else "save its recurrent layers one by one",
+    )
+
+
+def _argument(module: nn.Module, key: str, cast: type) -> Any:
+    value = getattr(module, key)
+    # A Linear's bias is a tensor or None, ours a truth value.
+    return value is not None and value is not False if key == "bias" else cast(value)
+
+
+def _describe_cell(cell: Cell) -> dict[str, str]:
+    names = {key: " ".join(getattr(cell, key)) for key in ("gates", "states", "vectors")}
+    return {"name": cell.name, **names, "graph": cell.graph.to_json()}
+
+
+def _build(spec: dict[str, Any], tensor_count: int) -> nn.Module:
+    import torch
+
+    values = dict(spec)
+    kind, training = values.pop("type"), values.pop("training")
+    if kind == "Sequential":
+        module = torch.nn.Sequential()
+        for name, layer in values.pop("layers"):
+            module.add_module(name, _build(layer, tensor_count))
+    else:
+        cell = values.pop("cell", None)
+        expected = _ARGUMENTS[kind]
+        if {key: type(value) for key, value in values.items()} != expected:
+            raise ValueError(f"the arguments of {kind} are {', '.join(expected)}, not {values}")
+        # Each layer of a recurrent module has tensors of its own, so more layers than tensors is a lie.
+        if values.get("num_layers", 1) > tensor_count:
+            raise ValueError(f"{values['num_layers']} layers but only {tensor_count} tensors")
+        arguments = (_build_cell(cell),) if kind == "Recurrent" else ()
+        module = _layer_classes()[kind](*arguments, **values)
+    for part in (module,) if kind == "Sequential" else module.modules():
+        part.training = bool(training)
+    return module
+
+
+def _build_cell(spec: dict[str, str]) -> Cell:
+    from recollect import cells
+
+    if not all(type(value) is str for value in spec.values()):
+        raise ValueError(f"the cell's declaration is not text: {spec}")
+    cell = cells.Cell.from_graph(**spec)
+    ours = getattr(cells, cell.name) if cell.name in cells.__all__ else None
+    return ours if ours is not None and _describe_cell(ours) == spec else cell
+
+
+def _check_tensors(expected: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Compare names and shapes before any layer is filled, and refuse dtypes that cannot be weights."""
+    missing, extra = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
+    if missing or extra:
+        raise ValueError(f"tensors missing: {missing}, tensors without a layer: {extra}")
+    for name, tensor in given.items():
+        if tensor.shape != expected[name].shape:
+            raise ValueError(f"{name} has shape {list(tensor.shape)}, its layer {list(expected[name].shape)}")
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} holds {tensor.dtype}, which is no dtype of weights")
