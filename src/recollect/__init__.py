@@ -31,7 +31,25 @@ _HOME = {
     "training": "recollect.training",
 }
 
-__all__ = ["__version__", *sorted(_HOME)]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [
+    "Forecaster",
+    "__version__",
+    "cell",
+    "cells",
+    "clip_by_global_norm",
+    "clip_by_value",
+    "convert",
+    "datasets",
+    "detach_state",
+    "diagnose",
+    "errors",
+    "load",
+    "nn",
+    "save",
+    "set_backend",
+    "tbptt",
+    "training",
+]
 
 if TYPE_CHECKING:
     from recollect import cells, datasets, errors, nn, training

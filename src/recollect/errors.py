@@ -7,6 +7,9 @@ derives from the built-in that Python's users would reach for, so ``except Value
 from __future__ import annotations
 
 
+_UNSAID = object()
+
+
 class RecollectError(Exception):
     """The base of every error that Recollect raises on purpose.
 
@@ -18,11 +21,12 @@ class RecollectError(Exception):
     """
 
     def __init__(
-        self, what: str, *, given: object = None, expected: object = None, remedy: str | None = None
+        self, what: str, *, given: object = _UNSAID, expected: object = None, remedy: str | None = None
     ) -> None:
-        self.what, self.given, self.expected, self.remedy = what, given, expected, remedy
+        self.what, self.expected, self.remedy = what, expected, remedy
+        self.given = None if given is _UNSAID else given
         parts = [what]
-        if given is not None:
+        if given is not _UNSAID:
             parts.append(f"given: {given}")
         if expected is not None:
             parts.append(f"expected: {expected}")

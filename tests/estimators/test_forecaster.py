@@ -288,12 +288,12 @@ class TestBacktest:
     def test_verdict_is_by_the_numbers(self, error, verdict):
         values = np.array([0.0, 1.0, 0.0, 1.0, 0.0, 1.0])
         actual = np.lib.stride_tricks.sliding_window_view(values[4:], 1)
-        result = Backtest.run("lstm", values, 4, None, actual + error)
+        result = Backtest.run(Forecaster(), values, 4, None, actual + error)
         assert verdict in str(result)
         assert (result.best == "model") == (error < 1)
 
     def test_baseline_that_is_exact(self):
-        result = Backtest.run("lstm", np.arange(10.0), 6, None, np.full((4, 1), 0.0))
+        result = Backtest.run(Forecaster(), np.arange(10.0), 6, None, np.full((4, 1), 0.0))
         assert result.best == "drift"
         assert result.errors["drift"].mae == 0
         assert "does not beat drift" in str(result)

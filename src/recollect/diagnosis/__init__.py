@@ -1,6 +1,7 @@
 """The gradient through time: what it does on its way back, what is wrong, and what helps."""
 
+from recollect.diagnosis.comparison import Comparison, compare
 from recollect.diagnosis.diagnosis import Diagnosis, diagnose
 from recollect.diagnosis.findings import Finding
 
-__all__ = ["Diagnosis", "Finding", "diagnose"]
+__all__ = ["Comparison", "Diagnosis", "Finding", "compare", "diagnose"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+from collections.abc import Mapping
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,10 @@ from recollect.diagnosis.probe import join
 if TYPE_CHECKING:
     from recollect.diagnosis.diagnosis import Diagnosis
 
+HOW_TO_READ = """<p>How strongly the loss depends on a state so many steps before a row's last: the root mean square
+over rows of the norm of dL/ds, on a log scale. A ring marks the horizon, the last lag at which the gradient is
+still 1 % of its start. Where a line is missing, the gradient is 0 or no longer a number.</p>"""
+
 _BARS = "▁▂▃▄▅▆▇█"
 _VERDICTS = {
     "exploding": "The gradient explodes",
@@ -24,23 +29,27 @@ _VERDICTS = {
 }
 
 
-def sparkline(curve: Curve, width: int = 60) -> str:
+def sparkline(curve: Curve, width: int = 60, decades: float | None = None) -> str:
     """Draw a gradient by lag in one line, on a log scale: lag 0 first, a space for 0, ``!`` for no number.
 
-    The scale spans at least two decades, so that a flat curve looks flat.
+    Args:
+        curve: [T].
+        width: characters, at most.
+        decades: the scale goes so many powers of ten down from the curve's highest value, so that lines
+            can be compared; None shows the whole curve, over at least two, so that a flat one looks flat.
     """
     places = np.unique(np.linspace(0, len(curve) - 1, min(width, len(curve))).round().astype(int))
     values = curve[places]
     logs = [math.log10(value) if math.isfinite(value) and value > 0 else None for value in values]
     known = [each for each in logs if each is not None]
     top = max(known, default=0.0)
-    low = min(min(known, default=0.0), top - 2)
+    low = min(min(known, default=0.0), top - 2) if decades is None else top - decades
     bars = []
     for value, each in zip(values, logs, strict=True):
         if each is None:
             bars.append(" " if value == 0 else "!")
         else:
-            bars.append(_BARS[round((each - low) / (top - low) * (len(_BARS) - 1))])
+            bars.append(_BARS[max(0, round((each - low) / (top - low) * (len(_BARS) - 1)))])
     return "".join(bars)
 
 
@@ -84,38 +93,61 @@ def to_html(diagnosis: Diagnosis) -> str:
     }
     listed = "".join(f"<div><dt>{_e(name)}</dt><dd>{_e(value)}</dd></div>" for name, value in facts.items())
     figures = "".join(_figure(diagnosis, title, names) for title, names in _groups(diagnosis).items())
+    finding = diagnosis.findings[0]
+    return page(
+        f"{_verdict(diagnosis)}: {diagnosis.curve}",
+        f"""<header class="{finding.severity}">
+<h1>{_e(_verdict(diagnosis))}</h1>
+<p>{_e(finding.evidence)}.</p>
+</header>
+<p>Judged by <code>{_e(diagnosis.curve)}</code> over {steps} steps; L = {diagnosis.loss:.6g}.</p>
+{notes}<dl>{listed}</dl>
+<h2>Gradient by lag</h2>
+{HOW_TO_READ}
+<div class="figures">{figures}</div>
+<h2>Findings</h2>
+{findings}
+<h2>Numbers</h2>
+{_curve_table(diagnosis)}
+{_radius_table(diagnosis)}""",
+    )
+
+
+def page(title: str, body: str) -> str:
+    """A whole HTML document that needs no other file and lets nothing in."""
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>{_e(_verdict(diagnosis))}: {_e(diagnosis.curve)}</title>
+<title>{_e(title)}</title>
 <style>
 {files("recollect.diagnosis").joinpath("report.css").read_text(encoding="utf-8")}</style>
 </head>
 <body>
 <main>
-<header class="{diagnosis.findings[0].severity}">
-<h1>{_e(_verdict(diagnosis))}</h1>
-<p>{_e(diagnosis.findings[0].evidence)}.</p>
-</header>
-<p>Judged by <code>{_e(diagnosis.curve)}</code> over {steps} steps; L = {diagnosis.loss:.6g}.</p>
-{notes}<dl>{listed}</dl>
-<h2>Gradient by lag</h2>
-<p>How strongly the loss depends on a state so many steps before a row's last: the root mean square over
-rows of the norm of dL/ds, on a log scale. A ring marks the horizon, the last lag at which the gradient is
-still 1 % of its start. Where a line is missing, the gradient is 0 or no longer a number.</p>
-<div class="figures">{figures}</div>
-<h2>Findings</h2>
-{findings}
-<h2>Numbers</h2>
-{_curve_table(diagnosis)}
-{_radius_table(diagnosis)}
+{body}
 </main>
 </body>
 </html>
 """
+
+
+def figure(title: str, curves: Mapping[str, Curve], horizons: Mapping[str, int]) -> str:
+    """One chart of gradients by lag, with its caption and legend."""
+    said = {name: _horizon(horizon, len(curves[name])) for name, horizon in horizons.items()}
+    label = f"Gradient against lag of {title}, log scale. Horizon " + "; ".join(
+        f"of {name}: {words}" for name, words in said.items()
+    )
+    legend = "".join(
+        f'<li><span class="key s{place % chart.STYLES}"></span>{_e(name)}: horizon {_e(words)}</li>'
+        for place, (name, words) in enumerate(said.items())
+    )
+    return (
+        f"<figure><figcaption><code>{_e(title)}</code></figcaption>"
+        f"{chart.gradient_by_lag(curves, horizons, label)}<ul>{legend}</ul></figure>"
+    )
 
 
 def _verdict(diagnosis: Diagnosis) -> str:
@@ -140,19 +172,7 @@ def _parent(name: str) -> str:
 
 def _figure(diagnosis: Diagnosis, title: str, names: list[str]) -> str:
     curves = {name.rpartition(".")[2]: diagnosis.curves[name] for name in names}
-    horizons = {name.rpartition(".")[2]: diagnosis.horizons[name] for name in names}
-    said = {name: _horizon(horizon, len(curves[name])) for name, horizon in horizons.items()}
-    label = f"Gradient against lag of {title}, log scale. Horizon " + "; ".join(
-        f"of {name}: {words}" for name, words in said.items()
-    )
-    legend = "".join(
-        f'<li><span class="key s{place % chart.STYLES}"></span>{_e(name)}: horizon {_e(words)}</li>'
-        for place, (name, words) in enumerate(said.items())
-    )
-    return (
-        f"<figure><figcaption><code>{_e(title)}</code></figcaption>"
-        f"{chart.gradient_by_lag(curves, horizons, label)}<ul>{legend}</ul></figure>"
-    )
+    return figure(title, curves, {name.rpartition(".")[2]: diagnosis.horizons[name] for name in names})
 
 
 def _curve_table(diagnosis: Diagnosis) -> str:

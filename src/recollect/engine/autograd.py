@@ -7,7 +7,8 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]  (has no stub)
+from torch._C import _functorch, _len_torch_dispatch_stack  # pyright: ignore[reportAttributeAccessIssue]  (no stub)
+from torch.autograd import forward_ad
 
 from recollect.cells.cell import Cell
 from recollect.engine import reference
@@ -17,6 +18,7 @@ from recollect.engine.llvm.kernel import round_up
 from recollect.engine.llvm.kernels import kernels_for
 from recollect.engine.llvm.machine import host
 from recollect.engine.llvm.team import team
+from recollect.errors import InputError
 
 _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 
@@ -33,10 +35,16 @@ def obstacle(x: torch.Tensor) -> str | None:
         return f"a tensor on {x.device}"
     if x.dtype not in _DTYPES:
         return str(x.dtype)
-    if torch.compiler.is_compiling():
-        return "a call that torch.compile traces"
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return "a call that is being traced"
     if _functorch.peek_interpreter_stack() is not None:
         return "a call inside a torch.func transform"
+    if _len_torch_dispatch_stack():
+        return "a call under a torch dispatch mode"
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation"
+    if type(x) is not torch.Tensor and type(x) is not torch.nn.Parameter:
+        return f"a {type(x).__name__}"
     return None
 
 
@@ -87,22 +95,28 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> Any:
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or any(map(_is_batched, grads)):
             found = _differentiable_backward(ctx, grads)
         else:
             found = ctx.call.backward(ctx.saved_tensors, ctx.needs_input_grad[3:], grads)
         return (None, None, None, *found)
 
 
+def _is_batched(grad: torch.Tensor | None) -> bool:
+    """Whether it stands for many gradients at once (vmap over backward): it has no memory for a kernel to read."""
+    return grad is not None and (_functorch.is_batchedtensor(grad) or _functorch.is_legacy_batchedtensor(grad))
+
+
 def _differentiable_backward(ctx: Any, grads: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
-    """The backward pass as a graph that can itself be differentiated."""
-    call, tensors = ctx.call, ctx.saved_tensors
+    """The backward pass in PyTorch's own operations, which can be differentiated and batched."""
+    call, tensors, create_graph = ctx.call, ctx.saved_tensors, torch.is_grad_enabled()
     x, weight_ih, weight_hh, bias_ih, bias_hh, *rest = tensors
     count = len(call.cell.states)
-    y, final = reference.run(
-        call.cell, x, call.batch_sizes, rest[:count], weight_ih, weight_hh, bias_ih, bias_hh, rest[count:],
-        reverse=call.reverse,
-    )  # fmt: skip
+    with torch.enable_grad():
+        y, final = reference.run(
+            call.cell, x, call.batch_sizes, rest[:count], weight_ih, weight_hh, bias_ih, bias_hh, rest[count:],
+            reverse=call.reverse,
+        )  # fmt: skip
     pairs = [
         (out, grad) for out, grad in zip((y, *final), grads, strict=True) if grad is not None and out.requires_grad
     ]
@@ -111,7 +125,7 @@ def _differentiable_backward(ctx: Any, grads: Sequence[torch.Tensor | None]) -> 
         [out for out, _ in pairs],
         [tensors[place] for place in wanted],
         [grad for _, grad in pairs],
-        create_graph=True,
+        create_graph=create_graph,
         allow_unused=True,
     )
     result: list[torch.Tensor | None] = [None] * len(tensors)
@@ -121,7 +135,30 @@ def _differentiable_backward(ctx: Any, grads: Sequence[torch.Tensor | None]) -> 
 
 
 def _contiguous(tensors: Sequence[Any]) -> list[Any]:
-    return [None if each is None else each.contiguous() for each in tensors]
+    return [None if each is None else each.contiguous().resolve_neg() for each in tensors]
+
+
+def _check(cell: Cell, tensors: Sequence[Any], hidden: int) -> None:
+    """Refuse tensors whose memory is not what the kernel will read.
+
+    Raises:
+        InputError: a parameter has another shape, dtype or device than the layer needs.
+    """
+    x, weight_ih, weight_hh, bias_ih, bias_hh, *rest = tensors
+    gates = len(cell.gates) * hidden
+    batch = rest[0].shape[0]
+    wanted = [(gates, x.shape[1]), (gates, hidden), (gates,), (gates,)]
+    wanted += [(batch, hidden)] * len(cell.states) + [(hidden,)] * len(cell.vectors)
+    for place, (tensor, shape) in enumerate(zip(tensors[1:], wanted, strict=True)):
+        if tensor is None:
+            continue
+        if tensor.shape != shape or tensor.dtype != x.dtype or tensor.device != x.device:
+            names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", *cell.states, *cell.vectors)
+            raise InputError(
+                f"{names[place]} does not fit the layer and its input",
+                given=f"{tuple(tensor.shape)}, {tensor.dtype} on {tensor.device}",
+                expected=f"{shape}, {x.dtype} on {x.device}",
+            )
 
 
 class _Call:
@@ -133,6 +170,7 @@ class _Call:
         self.dtype = x.dtype
         self.rows, self.inputs = x.shape
         self.batch, self.hidden = first_state.shape
+        _check(cell, tensors, self.hidden)
         self.kernels = kernels_for(cell.graph, cell.gates, cell.states, cell.vectors, _DTYPES[x.dtype])
         self.tiling = self.kernels.tiling(self.inputs, self.hidden)
         self.width = self.tiling.width(self.hidden)
@@ -221,7 +259,7 @@ class _Call:
         dw_ih = x.new_zeros(self.inputs, gates) if want_weights else None
         dw_hh = x.new_zeros(hidden, gates) if want_weights else None
         if self.rows:
-            dy = x.new_zeros(hidden) if dy is None else dy.contiguous()
+            dy = x.new_zeros(hidden) if dy is None else dy.contiguous().resolve_neg()
             # A chunk has enough rows to keep the products' tiles busy, and few enough to stay in the cache.
             chunk_steps = max(1, _CHUNK_ROWS // self.batch)
             stride = backward.chunk_stride(tiling, columns)

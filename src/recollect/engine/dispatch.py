@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -156,4 +157,12 @@ def _warn_once(choice: Choice) -> None:
     global _warned
     if not _warned:
         _warned = True
-        warnings.warn(f"recollect runs on the {choice}; layer.backend_for(x) tells", stacklevel=5)
+        warnings.warn(f"recollect runs on the {choice}; layer.backend_for(x) tells", stacklevel=_users_line())
+
+
+def _users_line() -> int:
+    """The stack level of the first caller outside of this package and torch."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("recollect", "torch"):
+        level, frame = level + 1, frame.f_back
+    return level

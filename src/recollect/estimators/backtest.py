@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -13,6 +13,9 @@ from rich.table import Table
 
 from recollect.estimators import baselines
 from recollect.estimators.metrics import mase_scale, mean_absolute_error, root_mean_squared_error
+
+if TYPE_CHECKING:
+    from recollect.estimators.forecaster import Forecaster
 
 MODEL = "model"
 
@@ -40,6 +43,7 @@ class Backtest:
         actual: what came, [origins, horizon], in data units.
         forecasts: what each method said, [origins, horizon]; keys ``"model"``, ``"naive"``,
             ``"seasonal naive"`` and ``"drift"``.
+        fitted: the forecaster that was fitted on ``history``.
     """
 
     model: str
@@ -47,15 +51,21 @@ class Backtest:
     season_length: int | None
     actual: np.ndarray = field(repr=False)
     forecasts: dict[str, np.ndarray] = field(repr=False)
+    fitted: Forecaster = field(repr=False)
 
     @classmethod
     def run(
-        cls, model: str, values: np.ndarray, first: int, season_length: int | None, forecast: np.ndarray
+        cls,
+        fitted: Forecaster,
+        values: np.ndarray,
+        first: int,
+        season_length: int | None,
+        forecast: np.ndarray,
     ) -> Backtest:
         """Set the model's forecasts beside the baselines'.
 
         Args:
-            model: what the model is.
+            fitted: the forecaster.
             values: the whole series [n].
             first: rows that the model was fitted on; the first origin comes after them.
             season_length: steps in a season, below ``first``; None leaves seasonal naive out.
@@ -70,7 +80,7 @@ class Backtest:
             )
         forecasts["drift"] = np.stack([baselines.drift(past, horizon) for past in pasts])
         actual = np.lib.stride_tricks.sliding_window_view(values[first:], horizon)[:origins]
-        return cls(model, values[:first], season_length, actual, forecasts)
+        return cls(fitted.description, values[:first], season_length, actual, forecasts, fitted)
 
     @cached_property
     def errors(self) -> dict[str, Errors]:

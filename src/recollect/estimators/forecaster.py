@@ -273,7 +273,7 @@ class Forecaster(BaseEstimator):
         season_length = model.season_length_
         if season_length is not None and season_length >= first:
             season_length = None
-        return Backtest.run(model.description, series.values, first, season_length, model._forecast(contexts))
+        return Backtest.run(model, series.values, first, season_length, model._forecast(contexts))
 
     @property
     def description(self) -> str:

@@ -134,16 +134,17 @@ def _digest(content: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> st
 def _read_bytes(path: str | os.PathLike[str], name: str) -> bytes:
     """The whole file, once its first bytes promise that it is worth reading."""
     with open(path, "rb") as file:
-        start = file.read(8)
+        start = file.read(9)
         size = os.fstat(file.fileno()).st_size
-        if len(start) == 8 and 8 + int.from_bytes(start, "little") <= size:
+        if len(start) == 9 and 8 + int.from_bytes(start[:8], "little") <= size:
             return start + file.read()
     for magic, maker in ((b"PK\x03\x04", "torch.save or another zip"), (b"\x80", "pickle")):
-        if start.startswith(magic):
+        # A header of the right length begins with these bytes too, but then comes its brace.
+        if start.startswith(magic) and start[8:] != b"{":
             raise _foreign(name, f"a file of {maker}, which Recollect never opens")
     raise ModelFileError(
         f"{name} is truncated or not a Recollect model file",
-        given=f"{size} bytes, fewer than the file's start announces" if len(start) == 8 else f"{size} bytes",
+        given=f"{size} bytes, fewer than the file's start announces" if len(start) == 9 else f"{size} bytes",
         remedy=_AGAIN,
     )
 

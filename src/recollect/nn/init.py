@@ -43,6 +43,7 @@ def forget_bias_(layer: Recurrent, value: float = 1.0) -> Recurrent:
     Raises:
         InputError: the cell has no gate called ``f``, or the layer no biases.
     """
+    biases = _each(layer, "bias_")
     if "f" not in layer.cell.gates or not layer.bias:
         raise InputError(
             "this layer has no forget-gate bias",
@@ -50,7 +51,7 @@ def forget_bias_(layer: Recurrent, value: float = 1.0) -> Recurrent:
             expected="a gate called f, and bias=True",
         )
     place = layer.cell.gates.index("f")
-    for name, bias in _each(layer, "bias_"):
+    for name, bias in biases:
         bias.chunk(len(layer.cell.gates))[place].fill_(value if name.startswith("bias_ih") else 0.0)
     return layer
 

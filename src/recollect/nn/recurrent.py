@@ -178,17 +178,14 @@ class Recurrent(nn.Module):
             A sentence that begins with the backend's name, such as ``"llvm: ..."``.
         """
         data = x.data if isinstance(x, PackedSequence) else x
+        if not isinstance(data, torch.Tensor):
+            raise _not_a_tensor(data)
         return str(dispatch.choose(self.cell, data))
 
     def _check_input(self, x: Any) -> None:
         data = x.data if isinstance(x, PackedSequence) else x
         if not isinstance(data, torch.Tensor):
-            raise InputError(
-                "the input must be a tensor",
-                given=type(data).__name__,
-                expected="a torch.Tensor or a PackedSequence",
-                remedy="torch.as_tensor(x, dtype=torch.float32)",
-            )
+            raise _not_a_tensor(data)
         weight: torch.Tensor = self.weight_ih_l0  # pyright: ignore[reportAssignmentType]
         packed = isinstance(x, PackedSequence)
         layout = "[B, T, I]" if self.batch_first else "[T, B, I]"
@@ -272,3 +269,12 @@ class Recurrent(nn.Module):
         }
         parts += [f"{name}={getattr(self, name)}" for name, value in defaults.items() if getattr(self, name) != value]
         return ", ".join(parts)
+
+
+def _not_a_tensor(given: object) -> InputError:
+    return InputError(
+        "the input must be a tensor",
+        given=type(given).__name__,
+        expected="a torch.Tensor or a PackedSequence",
+        remedy="torch.as_tensor(x, dtype=torch.float32)",
+    )

@@ -116,7 +116,12 @@ def pack(
 
 
 def _checked_lengths(lengths: torch.Tensor | Sequence[int], batch: int, steps: int) -> torch.Tensor:
-    sizes = lengths if isinstance(lengths, torch.Tensor) else torch.as_tensor(lengths)
+    try:
+        sizes = torch.as_tensor(lengths)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            "lengths must be whole numbers", given=repr(lengths), expected="torch.int64, shape [B]"
+        ) from error
     if sizes.is_floating_point() or sizes.is_complex() or sizes.dtype == torch.bool:
         raise InputError("lengths must be whole numbers", given=sizes.dtype, expected="torch.int64, shape [B]")
     if sizes.shape != (batch,):

@@ -107,9 +107,10 @@ class VectorTarget:
         return self.where(x < low, self.const(0.0), value)
 
     def sigmoid(self, x: Value) -> Value:
+        # At the upper bound 2^n is infinite, so that the result is 0 as it should be.
         low, high = _EXP_RANGE[self._dtype]
-        r_part, scale = self._split_exp(self._clamp(-x, low, high - 1.0), halve=False)
-        return 1.0 / (self._e.fma(r_part, scale, scale) + 1.0)
+        r_part, scale = self._split_exp(self._clamp(-x, low, high + 0.2), halve=False)
+        return 1.0 / ((r_part + 1.0) * scale + 1.0)
 
     def tanh(self, x: Value) -> Value:
         # (e^2x - 1) / (e^2x + 1), through e^2x - 1 itself, which keeps small x exact.

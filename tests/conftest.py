@@ -1,0 +1,47 @@
+"""What holds in every test: fresh memory is full of NaN, and a test leaves no setting behind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import recollect
+from recollect.engine import buffers
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _poison():
+    """Fill what ``torch.empty`` and the engine's buffers hand out with NaN: reading it too early then shows."""
+
+    def poisoned(make):
+        def made(*args, **kwargs):
+            tensor = make(*args, **kwargs)
+            if tensor.is_floating_point() and not tensor.is_meta:
+                with torch.no_grad():
+                    tensor.fill_(torch.nan)
+            return tensor
+
+        return made
+
+    lend = buffers.Buffer.__init__
+
+    def lend_poisoned(self, *args, **kwargs):
+        lend(self, *args, **kwargs)
+        self.data.fill_(torch.nan)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "empty", poisoned(torch.empty))
+        patch.setattr(torch, "empty_like", poisoned(torch.empty_like))
+        patch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))
+        patch.setattr(buffers.Buffer, "__init__", lend_poisoned)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _settings():
+    """Undo what a test does to the backend, the threads and the default dtype."""
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    yield
+    recollect.set_backend("auto")
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(dtype)
