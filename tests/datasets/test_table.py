@@ -303,7 +303,5 @@ def test_the_package_does_not_import_torch():
         "d.read_series('sunspots'); d.adding(1, 5, 0); d.digits_rows()\n"
         "assert 'torch' not in sys.modules\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=dict(os.environ)
-    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=dict(os.environ))
     assert done.returncode == 0, done.stderr

@@ -112,9 +112,7 @@ def test_many_values_do_not_drift():
 
 
 def test_mixed_dtypes():
-    parameters = with_gradient(
-        torch.tensor([2.0]), torch.tensor([3.0]).double(), torch.tensor([6.0]).bfloat16()
-    )
+    parameters = with_gradient(torch.tensor([2.0]), torch.tensor([3.0]).double(), torch.tensor([6.0]).bfloat16())
     assert clip_by_global_norm(parameters, 3.5) == (7.0, 0.5, True, True)
     assert [p.grad.item() for p in parameters] == [1.0, 1.5, 3.0]
 

@@ -100,9 +100,7 @@ def test_the_order_within_a_step(monkeypatch):
     model.weight.register_hook(lambda _: events.append("backward"))
     for name in ("zero_grad", "step"):
         original = getattr(optimizer, name)
-        monkeypatch.setattr(
-            optimizer, name, lambda name=name, original=original: (events.append(name), original())
-        )
+        monkeypatch.setattr(optimizer, name, lambda name=name, original=original: (events.append(name), original()))
     monkeypatch.setattr(
         "recollect.training.loop.clip_by_global_norm",
         lambda *arguments: (events.append("clip"), clip_by_global_norm(*arguments))[1],
@@ -127,9 +125,7 @@ def test_losses_are_weighted_by_samples():
 def test_early_stopping_restores_the_best_weights():
     # Training pulls the weight to 1 along 1/2, 3/4, 7/8, ...; validation is best near 3/4.
     model = Scalar(0.0)
-    history = train(
-        model, pairs(1.0), loss=MSE, optimizer=sgd(model), epochs=50, validation=pairs(0.75), patience=3
-    )
+    history = train(model, pairs(1.0), loss=MSE, optimizer=sgd(model), epochs=50, validation=pairs(0.75), patience=3)
     assert history.best_epoch == 1
     assert len(history.validation_loss) == 1 + 1 + 3
     assert model.weight.item() == 0.75
@@ -221,9 +217,7 @@ def test_modes_are_right_in_each_phase_and_restored_part_by_part():
     model = network()
     model[2].eval()
     phases = []
-    model[2].register_forward_hook(
-        lambda module, *_: phases.append((module.training, torch.is_grad_enabled()))
-    )
+    model[2].register_forward_hook(lambda module, *_: phases.append((module.training, torch.is_grad_enabled())))
     batches = DataLoader(regression(), batch_size=40)
     train(model, batches, loss=MSE, optimizer=sgd(model), epochs=2, validation=batches)
     assert phases == [(True, True), (False, False)] * 2
@@ -300,9 +294,7 @@ def test_five_in_a_row_across_epochs_end_the_run():
 def test_arguments_that_cannot_be_used(arguments, message):
     model = Scalar()
     with pytest.raises(InputError, match=message):
-        train(
-            model, **{"batches": pairs(1.0), "loss": MSE, "optimizer": sgd(model), "epochs": 2, **arguments}
-        )
+        train(model, **{"batches": pairs(1.0), "loss": MSE, "optimizer": sgd(model), "epochs": 2, **arguments})
 
 
 def test_no_batches():

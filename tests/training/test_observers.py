@@ -87,9 +87,7 @@ def test_a_redirected_bar_is_a_few_plain_lines(forced):
     lines = file.getvalue().splitlines()
     assert len(lines) == 11
     assert lines[0] == "epoch 1/200  loss 0.5  val 0.25  grad nan  clip 10%"
-    assert lines[-1] == (
-        "trained 200/200 epochs in 200.0 s; kept epoch 5: loss 0.5  val 0.25  grad nan  clip 10%"
-    )
+    assert lines[-1] == ("trained 200/200 epochs in 200.0 s; kept epoch 5: loss 0.5  val 0.25  grad nan  clip 10%")
     assert "\x1b" not in file.getvalue()
 
 

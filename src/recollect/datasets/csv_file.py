@@ -57,8 +57,7 @@ def read_columns(data: bytes, label: str) -> dict[str, np.ndarray]:
             remedy="check that the file was written to its end",
         )
     return {
-        name: np.array(entries, dtype=object)
-        for name, entries in zip(header, zip(*rows, strict=True), strict=True)
+        name: np.array(entries, dtype=object) for name, entries in zip(header, zip(*rows, strict=True), strict=True)
     }
 
 

@@ -31,9 +31,7 @@ Columns = dict[str, np.ndarray]
 _NUMBER = re.compile(r"[+-]?(\d[\d,]*\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
-def read_series(
-    data: Any, target: str | None = None, *, time: str | None = None, fill: str | None = None
-) -> Series:
+def read_series(data: Any, target: str | None = None, *, time: str | None = None, fill: str | None = None) -> Series:
     """Read one series from a file, a table or an array.
 
     Errors name rows as a person counts them: the first row of data is row 1.

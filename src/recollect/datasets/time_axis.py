@@ -34,9 +34,7 @@ def parse_time(column: np.ndarray, name: str) -> np.ndarray:
     elif kind in "iuf" or (column.size and _is_number(column[0])):
         time = np.array([_whole_number(item, row, name) for row, item in enumerate(column)], dtype=np.int64)
     else:
-        time = np.array(
-            [_instant(item, row, name) for row, item in enumerate(column)], dtype="datetime64[us]"
-        )
+        time = np.array([_instant(item, row, name) for row, item in enumerate(column)], dtype="datetime64[us]")
     _check_order(time, column, name)
     return time
 

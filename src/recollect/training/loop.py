@@ -159,9 +159,7 @@ class _Step(NamedTuple):
 
 def _record(history: History, steps: list[_Step], validation_loss: float | None, seconds: float) -> None:
     norms = [step.clipped.norm for step in steps if step.clipped.finite]
-    history.train_loss.append(
-        sum(step.loss * step.samples for step in steps) / sum(step.samples for step in steps)
-    )
+    history.train_loss.append(sum(step.loss * step.samples for step in steps) / sum(step.samples for step in steps))
     history.gradient_norm.append(statistics.fmean(norms) if norms else math.nan)
     history.clipped_fraction.append(statistics.fmean(step.clipped.clipped for step in steps))
     history.skipped_steps.append(sum(not step.clipped.finite for step in steps))
@@ -205,9 +203,7 @@ def _length(batches: Batches) -> int | None:
 
 
 def _no_batches() -> TrainingError:
-    return TrainingError(
-        "there are no batches to go through", expected="at least one (x, y) pair with samples"
-    )
+    return TrainingError("there are no batches to go through", expected="at least one (x, y) pair with samples")
 
 
 def _check_repeatable(name: str, batches: Batches | None, epochs: int) -> None:

@@ -43,9 +43,7 @@ def sliding_windows(
     horizon = whole_number("horizon", horizon, at_least=1)
     stride = whole_number("stride", stride, at_least=1)
     if not isinstance(values, np.ndarray) or values.ndim != 1 or not np.issubdtype(values.dtype, np.floating):
-        shape = (
-            f"{values.dtype} array of shape {list(values.shape)}" if isinstance(values, np.ndarray) else None
-        )
+        shape = f"{values.dtype} array of shape {list(values.shape)}" if isinstance(values, np.ndarray) else None
         raise InputError(
             "windows are cut from one series of floating-point numbers",
             given=shape or type(values).__name__,
