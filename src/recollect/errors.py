@@ -6,7 +6,6 @@ derives from the built-in that Python's users would reach for, so ``except Value
 
 from __future__ import annotations
 
-
 _UNSAID = object()
 
 

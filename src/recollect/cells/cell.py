@@ -96,7 +96,6 @@ class Cell:
         declared = _declaration(name, gates, states, vectors)
         parsed = Graph.from_json(graph)
         _check_graph(name, *declared, parsed)
-        target = TorchTarget()
 
         def step(inp: Any, rec: Any, prev: Any, vec: Any = None) -> tuple[torch.Tensor, ...]:
             kinds = {"inp": inp, "rec": rec, "prev": prev, "vec": vec}
@@ -104,8 +103,8 @@ class Cell:
             for leaf in parsed.leaves:
                 kind, _, field = leaf.partition(".")
                 leaves[leaf] = getattr(kinds[kind], field)
-            values = parsed.evaluate(leaves, target)
             like = prev[0]
+            values = parsed.evaluate(leaves, TorchTarget(like.dtype))
             return tuple(
                 torch.broadcast_to(torch.as_tensor(values[state], dtype=like.dtype, device=like.device), like.shape)
                 for state in declared[1]
@@ -166,6 +165,8 @@ def cell(*, gates: str, states: str, vectors: str = "") -> Callable[[Callable[..
 
 
 def _declaration(name: str, *texts: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    if not isinstance(name, str) or not name.isidentifier():
+        raise CellError("a cell is called by the name of its function", given=name, remedy="write the step with def")
     found = []
     for what, text in zip(("gates", "states", "vectors"), texts, strict=True):
         if not isinstance(text, str):
@@ -201,7 +202,8 @@ def _trace(
     for kind, names in kinds:
         if kind in wanted:
             shape = (UNITS,) if kind == "vec" else (BATCH, UNITS)
-            tensors = {name: torch.empty(shape, device="meta") for name in names}
+            # Numbers rather than meta tensors, whose kernels are in Python and would import the compiler.
+            tensors = {name: torch.full(shape, 0.5) for name in names}
             leaves.update({f"{kind}.{name}": tensor for name, tensor in tensors.items()})
             arguments[kind] = namedtuple(kind, names)(**tensors)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
@@ -23,10 +24,7 @@ from recollect.errors import InputError
 _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 
 # Below this many multiply-adds a second thread costs more than it brings.
-_ALONE = 1 << 20
-
-# Rows of pre-activation gradients that the backward pass makes before it takes their products.
-_CHUNK_ROWS = 128
+_ALONE = 1 << 22
 
 
 def obstacle(x: torch.Tensor) -> str | None:
@@ -144,9 +142,8 @@ def _check(cell: Cell, tensors: Sequence[Any], hidden: int) -> None:
     Raises:
         InputError: a parameter has another shape, dtype or device than the layer needs.
     """
-    x, weight_ih, weight_hh, bias_ih, bias_hh, *rest = tensors
+    x, batch = tensors[0], tensors[5].shape[0]
     gates = len(cell.gates) * hidden
-    batch = rest[0].shape[0]
     wanted = [(gates, x.shape[1]), (gates, hidden), (gates,), (gates,)]
     wanted += [(batch, hidden)] * len(cell.states) + [(hidden,)] * len(cell.vectors)
     for place, (tensor, shape) in enumerate(zip(tensors[1:], wanted, strict=True)):
@@ -159,6 +156,13 @@ def _check(cell: Cell, tensors: Sequence[Any], hidden: int) -> None:
                 given=f"{tuple(tensor.shape)}, {tensor.dtype} on {tensor.device}",
                 expected=f"{shape}, {x.dtype} on {x.device}",
             )
+
+
+@lru_cache(maxsize=8)
+def _dense_offsets(steps: int, batch: int) -> torch.Tensor:
+    """Where each step's rows begin in a dense batch; nothing ever writes to it."""
+    with torch.inference_mode(False):
+        return torch.arange(0, (steps + 1) * batch, batch)
 
 
 class _Call:
@@ -179,7 +183,7 @@ class _Call:
         self.threads = max(1, team().size(wanted))
         steps = len(batch_sizes)
         if steps and batch_sizes[0] == batch_sizes[-1]:  # sizes never grow: all are equal
-            self.offsets = torch.arange(0, self.rows + 1, batch_sizes[0])
+            self.offsets = _dense_offsets(steps, batch_sizes[0])
         else:
             self.offsets = torch.tensor([0, *accumulate(batch_sizes)])
 
@@ -260,9 +264,8 @@ class _Call:
         dw_hh = x.new_zeros(hidden, gates) if want_weights else None
         if self.rows:
             dy = x.new_zeros(hidden) if dy is None else dy.contiguous().resolve_neg()
-            # A chunk has enough rows to keep the products' tiles busy, and few enough to stay in the cache.
-            chunk_steps = max(1, _CHUNK_ROWS // self.batch)
             stride = backward.chunk_stride(tiling, columns)
+            chunk_steps = max(1, backward.chunk_rows(stride, x.itemsize) // self.batch)
             panel_units = [round_up(size, wide * tiling.lanes) for size, wide in
                            ((self.inputs, tiling.input_wide), (hidden, tiling.hidden_wide))]  # fmt: skip
             scratch = Buffer(

@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from recollect.cells.cell import Cell
-from recollect.engine import reference
+from recollect.engine import autograd, reference
 from recollect.errors import BackendError, InputError, NotYetError
 
 BACKENDS = ("auto", "reference", "llvm", "torch", "triton")
@@ -87,7 +86,7 @@ def listening(listener: Callable[[str], reference.Tap | None]) -> Iterator[None]
         _listener.reset(token)
 
 
-def choose(cell: Cell, x: torch.Tensor) -> Choice:
+def choose(x: torch.Tensor) -> Choice:
     """Decide which backend serves rows like ``x``.
 
     Raises:
@@ -97,8 +96,6 @@ def choose(cell: Cell, x: torch.Tensor) -> Choice:
         return Choice("reference", "a diagnosis is listening")
     if _forced == "reference":
         return Choice("reference", 'chosen with set_backend("reference")')
-    from recollect.engine import autograd
-
     obstacle = autograd.obstacle(x)
     if obstacle is None:
         return Choice("llvm", autograd.description(x))
@@ -131,26 +128,14 @@ def run(
     Args:
         label: the layer and direction, such as ``"l0_reverse"``, for whoever listens.
     """
-    choice = choose(cell, x)
-    arguments: tuple[Any, ...] = (
-        cell,
-        x,
-        batch_sizes,
-        states,
-        weight_ih,
-        weight_hh,
-        bias_ih,
-        bias_hh,
-        vectors,
-    )
-    if choice.name == "llvm":
-        from recollect.engine import autograd
-
-        return autograd.run(*arguments, reverse=reverse)
+    layer = (weight_ih, weight_hh, bias_ih, bias_hh, vectors)
     listener = _listener.get()
-    if listener is None and _forced == "auto":
-        _warn_once(choice)
-    return reference.run(*arguments, reverse=reverse, tap=listener(label) if listener else None)
+    if listener is None and _forced != "reference":
+        if autograd.obstacle(x) is None:
+            return autograd.run(cell, x, batch_sizes, states, *layer, reverse=reverse)
+        _warn_once(choose(x))  # raises where llvm was forced
+    tap = listener(label) if listener else None
+    return reference.run(cell, x, batch_sizes, states, *layer, reverse=reverse, tap=tap)
 
 
 def _warn_once(choice: Choice) -> None:

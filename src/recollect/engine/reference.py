@@ -67,8 +67,6 @@ def run(
         current = [
             value if whole else torch.cat([value, state[rows:]]) for value, state in zip(new, current, strict=True)
         ]
-    if outputs:
-        y = torch.cat(outputs)
-    else:  # every row has length 0; y still belongs to the graph
-        y = torch.nn.functional.linear(x, weight_ih, bias_ih)[:, : states[0].shape[1]]
-    return y, tuple(current)
+    if not outputs:  # every row has length 0; y is empty and still belongs to the graph
+        outputs = [torch.nn.functional.linear(x, weight_ih, bias_ih)[:, : states[0].shape[1]]]
+    return torch.cat(outputs), tuple(current)

@@ -82,18 +82,19 @@ class Graph:
         """
         try:
             body = json.loads(text)
-            if body["format"] != FORMAT:
+            if type(body["format"]) is not int or body["format"] != FORMAT:
                 raise GraphError("the graph has another format", given=body["format"], expected=FORMAT)
             if len(body["nodes"]) > MAX_NODES:
                 raise GraphError("the graph is too large", given=len(body["nodes"]), expected=f"<= {MAX_NODES}")
             nodes = tuple(_decode_node(index, *row) for index, row in enumerate(body["nodes"]))
             outputs = tuple(_decode_name(len(nodes), *pair) for pair in body["outputs"])
             names = tuple(_decode_name(len(nodes), *pair) for pair in body["names"])
+            _check_names(nodes, outputs, names)
         except GraphError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise GraphError("this is not a serialised graph", given=f"{type(error).__name__}: {error}") from error
-        _check_kinds(nodes)
+        _check_kinds(nodes, outputs)
         return Graph(nodes, outputs, names)
 
     def evaluate(self, leaves: Mapping[str, Any], target: Any) -> dict[str, Any]:
@@ -165,12 +166,13 @@ class Builder:
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
-        self._index: dict[Node, int] = {}
+        self._index: dict[tuple[Node, str], int] = {}
 
     def _intern(self, node: Node) -> Expr:
-        index = self._index.get(node)
+        key = node, str(node.attr)  # the text keeps 0.0 and -0.0 apart
+        index = self._index.get(key)
         if index is None:
-            index = self._index[node] = len(self.nodes)
+            index = self._index[key] = len(self.nodes)
             self.nodes.append(node)
         return Expr(self, index)
 
@@ -178,6 +180,8 @@ class Builder:
         return self._intern(Node("leaf", attr=name))
 
     def const(self, value: float) -> Expr:
+        if math.isnan(value):
+            raise GraphError("a constant is not a number", given=value)
         return self._intern(Node("const", attr=float(value)))
 
     def apply(self, op: str, *args: Expr | float, attr: float | None = None) -> Expr:
@@ -257,9 +261,29 @@ def vjp(seeds: Sequence[tuple[Expr, Expr]], wrt: Iterable[Expr]) -> list[Expr | 
         for arg, partial in zip(args, partials, strict=True):
             if partial is None or arg.node.op == "const":
                 continue
-            share = grads[index] * partial
+            share = _product(grads[index], partial)
             grads[arg.index] = grads[arg.index] + share if arg.index in grads else share
     return [grads.get(expr.index) for expr in targets]
+
+
+def _product(grad: Expr, partial: Expr | float) -> Expr:
+    """``grad * partial``; where the partial derivative is a choice of constants, a choice of products.
+
+    torch selects too: the gradient of a branch that was not taken is 0 even where ``grad`` is infinite.
+    """
+    if not isinstance(partial, Expr) or not _chooses_constants(partial):
+        return grad * partial
+    if partial.node.op == "const":
+        return partial if partial.node.attr == 0.0 else grad * partial
+    condition, yes, no = (Expr(grad.builder, i) for i in partial.node.args)
+    return grad.builder.apply("where", condition, _product(grad, yes), _product(grad, no))
+
+
+def _chooses_constants(expr: Expr, depth: int = 2) -> bool:
+    """True for a constant, and for a choice between such, no deeper than a tie of min and max needs."""
+    if expr.node.op != "where" or depth == 0:
+        return expr.node.op == "const"
+    return all(_chooses_constants(Expr(expr.builder, i), depth - 1) for i in expr.node.args[1:])
 
 
 def _constant(expr: Expr) -> float | None:
@@ -267,13 +291,17 @@ def _constant(expr: Expr) -> float | None:
 
 
 def _simplify(builder: Builder, op: str, args: list[Expr]) -> Expr | None:
-    """Exact rewrites only: none may change a value, a NaN or an infinity that the author asked for."""
+    """Exact rewrites only: none may change a value, a NaN or an infinity that the author asked for.
+
+    Only the sign of a zero may change: ``x + 0`` is ``x``.
+    """
     values = [_constant(arg) for arg in args]
     if op in _FOLD and None not in values:
         try:
-            return builder.const(_FOLD[op](*values))
-        except (ArithmeticError, ValueError):
+            folded = _FOLD[op](*values)
+        except ZeroDivisionError:
             return None
+        return None if math.isnan(folded) else builder.const(folded)
     match op, args, values:
         case ("add", [x, _], [_, 0.0]) | ("add", [_, x], [0.0, _]) | ("sub", [x, _], [_, 0.0]):
             return x
@@ -287,15 +315,6 @@ def _simplify(builder: Builder, op: str, args: list[Expr]) -> Expr | None:
             return y - Expr(builder, x.node.args[0])
         case ("sub", [x, y], _) if y.node.op == "neg":
             return x + Expr(builder, y.node.args[0])
-        case ("mul", [x, y], _):
-            # A mask times a value is a selection: 0 * inf would not be 0.
-            for mask, other in ((x, y), (y, x)):
-                if mask.node.op == "where":
-                    cond, yes, no = (Expr(builder, i) for i in mask.node.args)
-                    if _constant(no) == 0.0 and _constant(yes) is not None:
-                        return builder.apply("where", cond, other * yes, 0.0)
-                    if _constant(yes) == 0.0 and _constant(no) is not None:
-                        return builder.apply("where", cond, 0.0, other * no)
         case ("neg", [x], _) if x.node.op == "neg":
             return Expr(builder, x.node.args[0])
     return None
@@ -320,9 +339,7 @@ def _encode_attr(attr: str | float | None) -> Any:
 def _decode_attr(attr: Any) -> str | float | None:
     if isinstance(attr, list):
         (value,) = attr
-        if isinstance(value, str) and value not in ("inf", "-inf", "nan"):
-            raise GraphError("a constant is not a number", given=value)
-        if isinstance(value, bool) or not isinstance(value, int | float | str):
+        if value not in ("inf", "-inf") and (type(value) not in (int, float) or not math.isfinite(value)):
             raise GraphError("a constant is not a number", given=value)
         return float(value)
     if attr is None or isinstance(attr, str):
@@ -355,11 +372,26 @@ def _decode_name(count: int, name: Any, index: Any) -> tuple[str, int]:
     return name, index
 
 
-def _check_kinds(nodes: tuple[Node, ...]) -> None:
+def _check_names(
+    nodes: tuple[Node, ...], outputs: tuple[tuple[str, int], ...], names: tuple[tuple[str, int], ...]
+) -> None:
+    """Nothing is called the same twice, and the author's names are names, for they are shown."""
+    leaves = [node.attr for node in nodes if node.op == "leaf"]
+    for what, found in (("leaf", leaves), ("output", [n for n, _ in outputs]), ("name", [n for n, _ in names])):
+        if len(set(found)) < len(found):
+            raise GraphError(f"a {what} occurs twice", given=found)
+    for name, _ in names:
+        if not name.isidentifier():
+            raise GraphError("a node's name is not a name", given=repr(name))
+
+
+def _check_kinds(nodes: tuple[Node, ...], outputs: tuple[tuple[str, int], ...]) -> None:
     """Comparisons may only be used where a condition is expected, and nothing else there."""
+    boolean = [node.op in ops.ROWS and ops.ROWS[node.op].boolean for node in nodes]
     for index, node in enumerate(nodes):
         for position, arg in enumerate(node.args):
-            source = ops.ROWS.get(nodes[arg].op)
-            boolean = source is not None and source.boolean
-            if boolean != (position in ops.ROWS[node.op].boolean_args):
+            if boolean[arg] != (position in ops.ROWS[node.op].boolean_args):
                 raise GraphError(f"node {index} ({node.op}) mixes numbers and conditions", given=node)
+    for name, index in outputs:
+        if boolean[index]:
+            raise GraphError(f"the output {name!r} is a condition, not a number", given=nodes[index])

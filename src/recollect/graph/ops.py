@@ -57,7 +57,8 @@ class Op:
         emit: ``emit(target, *args[, number])`` prints it into a target.
         partials: ``partials(out, *args[, number])`` -> one partial derivative per argument, None for 0.
         latex: ``latex(*args[, number])`` from the arguments' LaTeX, already in brackets where needed.
-        binds: how strongly its LaTeX holds together: -1 comparisons, 0 sums, 1 products, 3 powers, 4 atoms.
+        binds: how strongly its LaTeX holds together: -1 comparisons, 0 sums, 1 products, 2 quotients,
+            3 powers, 4 atoms.
         costly: worth saving for the backward pass rather than computing again.
         takes_number: it has one number that is fixed when the cell is written.
         boolean: its value is a condition.
@@ -151,14 +152,14 @@ _PRIMITIVES = (
     Op("mul", ("aten.mul.Tensor", "aten.mul.Scalar"), 2, lambda m, x, y: operator.mul(x, y),
        lambda out, x, y: (y, x), lambda x, y: rf"{x} \, {y}", binds=1, commutes=True),
     Op("div", ("aten.div.Tensor", "aten.div.Scalar"), 2, lambda m, x, y: operator.truediv(x, y),
-       lambda out, x, y: (1.0 / y, -(out / y)), lambda x, y: rf"\frac{{{x}}}{{{y}}}", costly=True),
+       lambda out, x, y: (1.0 / y, -(out / y)), lambda x, y: rf"\frac{{{x}}}{{{y}}}", binds=2, costly=True),
     Op("neg", ("aten.neg.default",), 1, lambda m, x: operator.neg(x), lambda out, x: (-1.0,),
        lambda x: f"-{x}", binds=0),
     Op("abs", ("aten.abs.default",), 1, lambda m, x: m.abs(x),
        lambda out, x: (_where(_apply("gt", x, 0.0), 1.0, _where(_apply("lt", x, 0.0), -1.0, 0.0)),),
        lambda x: rf"\left|{x}\right|"),
     Op("exp", ("aten.exp.default",), 1, lambda m, x: m.exp(x), lambda out, x: (out,),
-       lambda x: rf"e^{{{x}}}", costly=True),
+       lambda x: rf"e^{{{x}}}", binds=3, costly=True),
     Op("log", ("aten.log.default",), 1, lambda m, x: m.log(x), lambda out, x: (1.0 / x,),
        lambda x: rf"\ln\left({x}\right)", costly=True),
     Op("sqrt", ("aten.sqrt.default",), 1, lambda m, x: m.sqrt(x), lambda out, x: (0.5 / out,),
@@ -203,8 +204,9 @@ def _scaled(x: Any, alpha: float) -> Any:
 
 
 def _softplus(x: Any, beta: float = 1.0, threshold: float = 20.0) -> Any:
-    # Beyond `threshold` torch returns x itself; softplus(x) - x is below 3e-9 there, so one formula serves.
-    return _apply("softplus", _scaled(x, beta)) / beta
+    smooth = _apply("softplus", _scaled(x, beta)) / beta
+    # Beyond torch's own threshold softplus(x) - x is below 3e-9, so one formula serves.
+    return smooth if threshold == 20 else _where(_apply("gt", _scaled(x, beta), threshold), x, smooth)
 
 
 def _leaky_relu(x: Any, negative_slope: float = 0.01) -> Any:
@@ -213,11 +215,16 @@ def _leaky_relu(x: Any, negative_slope: float = 0.01) -> Any:
 
 def _clamp(x: Any, low: float | None = None, high: float | None = None) -> Any:
     # Selections rather than min and max: the gradient at a bound is 1, as torch has it.
-    if high is not None:
-        x = _where(_apply("gt", x, high), high, x)
     if low is not None:
         x = _where(_apply("lt", x, low), low, x)
+    if high is not None:
+        x = _where(_apply("gt", x, high), high, x)
     return x
+
+
+def _hardtanh(x: Any, low: float = -1.0, high: float = 1.0) -> Any:
+    # Unlike clamp, the gradient at a bound is 0.
+    return _where(_apply("le", x, low), low, _where(_apply("ge", x, high), high, x))
 
 
 def _gelu(x: Any, approximate: str = "none") -> Any:
@@ -238,7 +245,8 @@ _DERIVED = (
     Derived("logsigmoid", ("aten.log_sigmoid_forward.default",), lambda x: (-_apply("softplus", -x), None)),
     Derived("silu", ("aten.silu.default",), lambda x: x * _apply("sigmoid", x)),
     Derived("leaky_relu", ("aten.leaky_relu.default",), _leaky_relu),
-    Derived("clamp", ("aten.clamp.default", "aten.hardtanh.default"), _clamp),
+    Derived("clamp", ("aten.clamp.default",), _clamp),
+    Derived("hardtanh", ("aten.hardtanh.default",), _hardtanh),
     Derived("clamp_min", ("aten.clamp_min.default",), lambda x, low: _clamp(x, low, None)),
     Derived("clamp_max", ("aten.clamp_max.default",), lambda x, high: _clamp(x, None, high)),
     Derived("gelu", ("aten.gelu.default",), _gelu),

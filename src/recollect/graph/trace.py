@@ -1,8 +1,7 @@
 """From a step in plain PyTorch to our graph, and from the graph back to PyTorch.
 
-The step is run once on tensors that have a shape and no data, under a dispatch mode that sees each
-ATen operator and looks up its row. An operator that has no row is refused where it happens, so the
-error quotes the author's own line.
+The step is run once on small tensors, under a dispatch mode that sees each ATen operator and looks up its
+row. An operator that has no row is refused where it happens, so the error quotes the author's own line.
 """
 
 from __future__ import annotations
@@ -24,7 +23,24 @@ from recollect.graph.graph import Builder, Expr, Graph
 # Two unlike primes: a step that mixes up batch and units, or reduces over one of them, shows.
 BATCH, UNITS = 3, 5
 
-_PRODUCTS = ("mm", "matmul", "bmm", "addmm", "linear", "dot", "mv", "einsum", "baddbmm")
+# What torch says where a step asks a tensor for its numbers.
+_CONVERSIONS = ("Boolean value of Tensor", "converted to Python scalars", "converted to Scalar", "tensor to numpy")
+
+_PRODUCTS = (
+    "t",
+    "transpose",
+    "permute",
+    "numpy_T",
+    "mm",
+    "matmul",
+    "bmm",
+    "addmm",
+    "linear",
+    "dot",
+    "mv",
+    "einsum",
+    "baddbmm",
+)
 _ACROSS_UNITS = (
     "sum",
     "mean",
@@ -38,6 +54,9 @@ _ACROSS_UNITS = (
     "amin",
     "max",
     "min",
+    "any",
+    "all",
+    "prod",
 )
 
 
@@ -48,7 +67,7 @@ def trace(function: Callable[..., Any], arguments: Mapping[str, Any], leaves: Ma
     Args:
         function: the step.
         arguments: what it is called with; holds the tensors of ``leaves``.
-        leaves: leaf name -> a meta tensor [BATCH, UNITS] or [UNITS].
+        leaves: leaf name -> a tensor [BATCH, UNITS] or [UNITS].
         states: the names of the states that the step returns, in order.
 
     Raises:
@@ -59,12 +78,12 @@ def trace(function: Callable[..., Any], arguments: Mapping[str, Any], leaves: Ma
         recorder.bind(tensor, recorder.builder.leaf(name))
     variables: dict[str, Any] = {}
     try:
-        with torch.no_grad(), recorder, _local_variables(function, variables):
+        with torch.no_grad(), recorder, recorder.watch(function, variables):
             returned = function(*arguments.values())
     except CellError:
         raise
     except Exception as error:
-        if "Boolean value of Tensor" in str(error):
+        if any(text in str(error) for text in _CONVERSIONS):
             raise recorder.not_a_python_value(recorder.quote(error.__traceback__)) from error
         raise CellError(
             f"the step of {recorder.title} failed",
@@ -75,18 +94,25 @@ def trace(function: Callable[..., Any], arguments: Mapping[str, Any], leaves: Ma
     if len(returned) != len(states):
         raise CellError(
             f"{recorder.title} returns {len(returned)} value(s), but declares {len(states)} state(s)",
-            given=f"{len(returned)} returned",
+            given=f"{len(returned)} returned{recorder.quote()}",
             expected="the new value of each state, in order: " + ", ".join(states),
             remedy=f"end the step with `return {', '.join(states)}`, or declare the states that it has",
         )
     outputs: dict[str, Expr] = {}
     for state, value in zip(states, returned, strict=True):
         shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+        if isinstance(value, torch.Tensor) and not value.is_floating_point():
+            raise CellError(
+                f"{recorder.title} returns state {state!r} as {str(value.dtype).removeprefix('torch.')}",
+                given=f"{shape}{recorder.quote()}",
+                expected="[B, H], real numbers",
+                remedy="choose numbers with torch.where(condition, 1.0, 0.0)",
+            )
         if shape != (BATCH, UNITS):
             named = {(UNITS,): "[H]", (): "[] (one number)"}.get(shape, str(shape))  # pyright: ignore[reportArgumentType]
             raise CellError(
                 f"{recorder.title} returns state {state!r} in the wrong shape",
-                given=named,
+                given=f"{named}{recorder.quote()}",
                 expected="[B, H], one number per row and unit",
                 remedy="combine it with inp, rec or prev, which are [B, H]",
             )
@@ -102,12 +128,18 @@ def trace(function: Callable[..., Any], arguments: Mapping[str, Any], leaves: Ma
 class _Recorder(TorchDispatchMode):
     """Builds the graph while the step runs."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # True would import all of torch._dynamo at the first operator: seconds, for a step nobody compiles.
+        return False
+
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
         self.builder = Builder()
         self.exprs: dict[int, Expr] = {}
         self.title = f"cell {function.__name__!r}"
         self.code: CodeType | None = getattr(function, "__code__", None)
+        self._returned_at: int | None = None
         self._keep: list[torch.Tensor] = []
 
     def bind(self, tensor: torch.Tensor, expr: Expr) -> None:
@@ -118,7 +150,7 @@ class _Recorder(TorchDispatchMode):
         known = self.exprs.get(id(tensor))
         if known is not None:
             return known
-        if tensor.dim() == 0 and not tensor.is_meta:
+        if tensor.dim() == 0 and not tensor.requires_grad:
             return self.builder.const(float(tensor.item()))
         raise CellError(
             f"{self.title} uses a tensor that is not one of its arguments",
@@ -134,15 +166,31 @@ class _Recorder(TorchDispatchMode):
             if failed
             else [(frame, frame.f_lineno) for frame in _chain(sys._getframe(), "f_back")]
         )
-        for frame, number in stack:
-            if frame.f_code is self.code:
-                line = linecache.getline(frame.f_code.co_filename, number).strip()
-                return f" in line {number}: `{line}`" if line else f" in line {number}"
-        return ""
+        number = next((number for frame, number in stack if frame.f_code is self.code), self._returned_at)
+        if number is None or self.code is None:
+            return ""
+        line = linecache.getline(self.code.co_filename, number).strip()
+        return f" in line {number}: `{line}`" if line else f" in line {number}"
+
+    @contextmanager
+    def watch(self, function: Callable[..., Any], variables: dict[str, Any]) -> Iterator[None]:
+        """Collect what the step calls its values, so that its equations can be written in the author's words."""
+        before = sys.getprofile()
+
+        def on_event(frame: FrameType, event: str, arg: Any) -> None:
+            if event == "return" and frame.f_code is self.code:
+                variables.update(frame.f_locals)
+                self._returned_at = frame.f_lineno
+
+        sys.setprofile(on_event)
+        try:
+            yield
+        finally:
+            sys.setprofile(before)
 
     def not_a_python_value(self, where: str) -> CellError:
         return CellError(
-            f"{self.title} turns a tensor into a Python value (an `if`, `while`, `float()` or `.item()`)",
+            f"{self.title} turns a tensor into a Python value (an `if`, `while`, `float()`, `.item()` or `.numpy()`)",
             given=where.removeprefix(" in ") or "a tensor in a condition",
             expected="one step that is the same for every row and unit",
             remedy="choose by value with torch.where(condition, a, b)",
@@ -163,11 +211,15 @@ class _Recorder(TorchDispatchMode):
             )
         if short == "_local_scalar_dense":
             raise self.not_a_python_value(self.quote())
-        result = func(*args, **kwargs)
-        if name in ("aten.lift_fresh.default", "aten.scalar_tensor.default"):
+        if name == "aten.lift_fresh.default":  # torch.tensor(2.0)
+            return func(*args, **kwargs)
+        if name == "aten.scalar_tensor.default":  # the number in torch.where(condition, x, 0.0)
+            result = func(*args, **kwargs)
+            self.bind(result, self.builder.const(float(args[0])))
             return result
         if name == "aten._to_copy.default":
             expr = self.expr(args[0])
+            result = func(*args, **kwargs)
             if not result.is_floating_point():
                 self._refuse(short, "a cast to another kind of number")
             self.bind(result, self.builder.apply("where", expr, 1.0, 0.0) if expr.boolean else expr)
@@ -176,6 +228,7 @@ class _Recorder(TorchDispatchMode):
         if row is None:
             self._refuse(short)
         exprs = [self.expr(arg) if isinstance(arg, torch.Tensor) else arg for arg in args]
+        result = func(*args, **kwargs)
         try:
             if isinstance(row, ops.Op):
                 self.bind(result, self.builder.apply(row.name, *exprs))
@@ -213,39 +266,33 @@ def _chain(first: Any, link: str) -> Iterator[Any]:
         first = getattr(first, link)
 
 
-@contextmanager
-def _local_variables(function: Callable[..., Any], into: dict[str, Any]) -> Iterator[None]:
-    """Collect what the step calls its values, so that its equations can be written in the author's words."""
-    code, before = getattr(function, "__code__", None), sys.getprofile()
+def _on_tensors(function: Callable[..., torch.Tensor]) -> Any:
+    """A method that applies ``function`` to numbers too, as a graph may apply an operation to a constant."""
 
-    def on_event(frame: FrameType, event: str, arg: Any) -> None:
-        if event == "return" and frame.f_code is code:
-            into.update(frame.f_locals)
+    def method(self: TorchTarget, *args: torch.Tensor | float) -> torch.Tensor:
+        return function(*(self.tensor(arg) for arg in args))
 
-    sys.setprofile(on_event)
-    try:
-        yield
-    finally:
-        sys.setprofile(before)
+    return method
 
 
 class TorchTarget:
-    """Prints a graph into PyTorch: runs a cell that came from a file, and is the rows' oracle in tests."""
+    """Prints a graph into PyTorch: runs a cell that came from a file.
+
+    Args:
+        dtype: of what is computed from constants alone.
+    """
+
+    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
+        self._dtype = dtype
 
     def const(self, value: float) -> float:
         return value
 
-    def power(self, x: torch.Tensor, exponent: float) -> torch.Tensor:
-        return torch.pow(x, exponent)
+    def tensor(self, x: torch.Tensor | float) -> torch.Tensor:
+        return x if isinstance(x, torch.Tensor) else torch.tensor(x, dtype=self._dtype)
 
-    def minimum(self, x: Any, y: Any) -> torch.Tensor:
-        return torch.minimum(*self._tensors(x, y))
-
-    def maximum(self, x: Any, y: Any) -> torch.Tensor:
-        return torch.maximum(*self._tensors(x, y))
-
-    def softplus(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.softplus(x)
+    def power(self, x: torch.Tensor | float, exponent: float) -> torch.Tensor:
+        return torch.pow(self.tensor(x), exponent)
 
     def equal(self, x: Any, y: Any) -> Any:
         return x == y
@@ -253,12 +300,11 @@ class TorchTarget:
     def not_equal(self, x: Any, y: Any) -> Any:
         return x != y
 
-    def _tensors(self, x: Any, y: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        like = x if isinstance(x, torch.Tensor) else y
-        as_tensor = [v if isinstance(v, torch.Tensor) else torch.full_like(like, v) for v in (x, y)]
-        return as_tensor[0], as_tensor[1]
+    def where(self, condition: torch.Tensor | bool, x: Any, y: Any) -> Any:
+        return torch.where(torch.as_tensor(condition), self.tensor(x), self.tensor(y))
 
-    exp, log, sqrt = staticmethod(torch.exp), staticmethod(torch.log), staticmethod(torch.sqrt)
-    sigmoid, tanh, relu = staticmethod(torch.sigmoid), staticmethod(torch.tanh), staticmethod(torch.relu)
-    sin, cos, abs = staticmethod(torch.sin), staticmethod(torch.cos), staticmethod(torch.abs)
-    where, detach = staticmethod(torch.where), staticmethod(torch.detach)
+    exp, log, sqrt = _on_tensors(torch.exp), _on_tensors(torch.log), _on_tensors(torch.sqrt)
+    sigmoid, tanh, relu = _on_tensors(torch.sigmoid), _on_tensors(torch.tanh), _on_tensors(torch.relu)
+    sin, cos, abs = _on_tensors(torch.sin), _on_tensors(torch.cos), _on_tensors(torch.abs)
+    minimum, maximum = _on_tensors(torch.minimum), _on_tensors(torch.maximum)
+    softplus, detach = _on_tensors(torch.nn.functional.softplus), _on_tensors(torch.detach)

@@ -180,7 +180,7 @@ class Recurrent(nn.Module):
         data = x.data if isinstance(x, PackedSequence) else x
         if not isinstance(data, torch.Tensor):
             raise _not_a_tensor(data)
-        return str(dispatch.choose(self.cell, data))
+        return str(dispatch.choose(data))
 
     def _check_input(self, x: Any) -> None:
         data = x.data if isinstance(x, PackedSequence) else x

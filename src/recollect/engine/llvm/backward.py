@@ -23,6 +23,9 @@ from recollect.engine.llvm.kernel import WIDE, Kernel, Run, Step, Tile, Tiling, 
 from recollect.engine.llvm.values import SIZE, Emitter, Value
 from recollect.engine.plan import Plan
 
+_CHUNK_BYTES = 1 << 20  # about a second-level cache
+_FEWEST_ROWS, _MOST_ROWS = 128, 1024
+
 
 def slots(plan: Plan) -> tuple[str, ...]:
     """The argument slots after the common ones."""
@@ -46,18 +49,23 @@ def chunk_stride(tiling: Tiling, columns: int) -> int:
     return (lines | 1) * line
 
 
+def chunk_rows(stride: int, size: int) -> int:
+    """Rows for a chunk: enough to keep the products' tiles busy, few enough to stay in the cache."""
+    return min(max(_CHUNK_BYTES // (stride * size), _FEWEST_ROWS), _MOST_ROWS)
+
+
 def write(plan: Plan, tiling: Tiling) -> Kernel:
     """Write the kernel."""
     kernel = Kernel(tiling, slots(plan))
     pack, steps, products = (make(kernel, plan) for make in (_write_pack, _write_steps, _write_products))
     e = kernel.entry("backward")
-    kernel.run(e, pack)
-    count, chunk = kernel.slot(e, "steps"), kernel.slot(e, "chunk_steps")
+    kernel.run(e, pack, kernel.threads_to_pack(e, len(plan.gates)))
+    count, chunk, threads = (kernel.slot(e, name) for name in ("steps", "chunk_steps", "threads"))
     with e.loop(0, count, chunk) as begin:
         kernel.set_slot(e, "begin", begin)
         kernel.set_slot(e, "end", e.least(begin + chunk, count))
-        kernel.run(e, steps)
-        kernel.run(e, products)
+        kernel.run(e, steps, threads)
+        kernel.run(e, products, threads)
     e.builder.ret_void()
     return kernel
 

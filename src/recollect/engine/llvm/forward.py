@@ -33,10 +33,10 @@ def slots(plan: Plan) -> tuple[str, ...]:
 def write(plan: Plan, tiling: Tiling, *, save: bool) -> Kernel:
     """Write the kernel; ``save`` keeps what the backward pass needs."""
     kernel = Kernel(tiling, slots(plan))
-    stages = [_write_pack(kernel, plan), _write_steps(kernel, plan, save=save)]
+    pack, steps = _write_pack(kernel, plan), _write_steps(kernel, plan, save=save)
     e = kernel.entry("forward")
-    for stage in stages:
-        kernel.run(e, stage)
+    kernel.run(e, pack, kernel.threads_to_pack(e, len(plan.gates)))
+    kernel.run(e, steps, kernel.slot(e, "threads"))
     e.builder.ret_void()
     return kernel
 

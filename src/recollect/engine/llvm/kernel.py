@@ -18,6 +18,7 @@ COMMON = (
     "threads", "parallel", "thread_num", "num_threads",
     "steps", "batch", "inputs", "hidden", "width", "blocks", "backward_in_time", "offsets", "w_ih", "w_hh",
 )  # fmt: skip
+_MANY_WEIGHTS = 1 << 18
 WIDE = 4  # vectors side by side in a tile, where the matrix is that wide
 
 
@@ -102,6 +103,11 @@ class Kernel:
         """A pointer argument."""
         return Value(e.builder, e.builder.inttoptr(self.slot(e, name).ir, POINTER))
 
+    def threads_to_pack(self, e: Emitter, gates: int) -> Value:
+        """Threads worth waking to lay out the weights: one, unless they are large."""
+        weights = (self.slot(e, "inputs") + self.slot(e, "hidden")) * self.slot(e, "hidden") * gates
+        return e.choose(weights < _MANY_WEIGHTS, e.integer(1), self.slot(e, "threads"))
+
     def set_slot(self, e: Emitter, name: str, value: Value) -> None:
         """Change an integer argument, for the stages that run after."""
         place = e.builder.gep(e.arguments[0].ir, [e.integer(self.slots.index(name)).ir], source_etype=I64)
@@ -113,12 +119,11 @@ class Kernel:
         e.function.linkage = "external"
         return e
 
-    def run(self, e: Emitter, stage: Emitter) -> None:
-        """From an entry, run a stage ``(arguments, thread, threads)``, on the team where one is asked for.
+    def run(self, e: Emitter, stage: Emitter, threads: Value) -> None:
+        """From an entry, run a stage ``(arguments, thread, threads)``, on a team if there are several threads.
 
         The end of a stage is a barrier: what follows begins when all threads are through.
         """
-        threads = self.slot(e, "threads")
         with e.builder.if_else((threads <= 1).ir) as (one, many):
             with one:
                 e.call(stage.function, e.arguments[0], e.integer(0), e.integer(1))
