@@ -50,16 +50,15 @@ def parameter_count(cell: Cell, input_size: int, hidden_size: int) -> int:
 
 
 def _print(cell: Cell, input_size: int, hidden_size: int) -> None:
-    from recollect.cli.equations import equations
+    from recollect.graph.latex import plain
 
     gates, vectors = len(cell.gates), len(cell.vectors)
     formula = f"{gates}·H·(I + H + 2)" + (f" + {vectors}·H" if vectors else "")
     count = parameter_count(cell, input_size, hidden_size)
     typer.echo(f"{cell.name}: {_summary(cell)}\n")
-    for line in equations(cell):
+    for line in plain(cell.graph):
         typer.echo(f"    {line}")
-    typer.echo("\nwhere, for each gate k,  inp.k = x W_ih[k] + b_ih[k]  and  rec.k = h W_hh[k] + b_hh[k],")
-    typer.echo("x is the input, h the last output, and prev.s the state s one step ago.\n")
+    typer.echo(f"\nx[t] is the input at step t, {cell.states[0]}[t] the output; σ is the logistic function.\n")
     typer.echo(f"gates       {' '.join(cell.gates)}")
     typer.echo(f"states      {' '.join(cell.states)}")
     typer.echo(f"vectors     {' '.join(cell.vectors) or '-'}")

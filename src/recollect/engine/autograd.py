@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -14,10 +12,9 @@ from torch.autograd import forward_ad
 from recollect.cells.cell import Cell
 from recollect.engine import reference
 from recollect.engine.buffers import Buffer
-from recollect.engine.llvm import backward
-from recollect.engine.llvm.kernel import round_up
 from recollect.engine.llvm.kernels import kernels_for
 from recollect.engine.llvm.machine import host
+from recollect.engine.llvm.problem import Problem, dense_problem
 from recollect.engine.llvm.team import team
 from recollect.errors import InputError
 
@@ -72,23 +69,42 @@ def run(
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     """Run one layer in one direction; arguments and returns as `reference.run`."""
     tensors = (x, weight_ih, weight_hh, bias_ih, bias_hh, *states, *vectors)
+    _check(cell, tensors, states[0].shape[1])
+    if not batch_sizes:  # every row has length 0: nothing to do, and nothing that a kernel could be given
+        return reference.run(
+            cell, x, batch_sizes, states, weight_ih, weight_hh, bias_ih, bias_hh, vectors, reverse=reverse
+        )
+    problem = _problem(cell, x, batch_sizes, states[0], reverse)
     if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in tensors):
-        y, *final = _Layer.apply(cell, batch_sizes, reverse, *tensors)  # pyright: ignore[reportGeneralTypeIssues]
+        y, *final = _Layer.apply(cell, batch_sizes, reverse, problem, *tensors)  # pyright: ignore[reportGeneralTypeIssues]
         return y, tuple(final)
-    call = _Call(cell, batch_sizes, reverse, tensors)
-    return call.forward(save=False)
+    y, final, _ = _forward(problem, tensors, save=False)
+    return y, tuple(final)
+
+
+def _problem(cell: Cell, x: torch.Tensor, batch_sizes: Sequence[int], state: torch.Tensor, reverse: bool) -> Problem:
+    kernels = kernels_for(cell.graph, cell.gates, cell.states, cell.vectors, _DTYPES[x.dtype])
+    rows, inputs = x.shape
+    batch, hidden = state.shape
+    workers = team()
+    work = rows * len(cell.gates) * hidden * (inputs + hidden)
+    threads = 1 if work < _ALONE else max(1, workers.size(min(torch.get_num_threads(), batch // 4)))
+    if batch_sizes[0] == batch_sizes[-1] == batch:  # sizes never grow: all are equal
+        return dense_problem(kernels, inputs, hidden, batch, len(batch_sizes), reverse, threads, workers)
+    return Problem(kernels, inputs, hidden, batch, batch_sizes, reverse, threads, workers)
 
 
 class _Layer(torch.autograd.Function):
     """Derivatives of `run`; double backward goes through the reference."""
 
     @staticmethod
-    def forward(ctx: Any, cell: Cell, batch_sizes: Sequence[int], reverse: bool, *tensors: Any) -> Any:
+    def forward(
+        ctx: Any, cell: Cell, batch_sizes: Sequence[int], reverse: bool, problem: Problem, *tensors: Any
+    ) -> Any:
         ctx.set_materialize_grads(False)
-        ctx.call = _Call(cell, batch_sizes, reverse, tensors)
-        y, final = ctx.call.forward(save=True)
         ctx.save_for_backward(*tensors)
-        ctx.call.tensors = ()  # the saved ones are checked for changes; these would not be
+        ctx.cell, ctx.batch_sizes, ctx.reverse, ctx.problem = cell, batch_sizes, reverse, problem
+        y, final, ctx.memory = _forward(problem, tensors, save=True)
         return (y, *final)
 
     @staticmethod
@@ -96,8 +112,8 @@ class _Layer(torch.autograd.Function):
         if torch.is_grad_enabled() or any(map(_is_batched, grads)):
             found = _differentiable_backward(ctx, grads)
         else:
-            found = ctx.call.backward(ctx.saved_tensors, ctx.needs_input_grad[3:], grads)
-        return (None, None, None, *found)
+            found = _backward(ctx.problem, ctx.memory, ctx.saved_tensors, ctx.needs_input_grad[4:], grads)
+        return (None, None, None, None, *found)
 
 
 def _is_batched(grad: torch.Tensor | None) -> bool:
@@ -107,18 +123,18 @@ def _is_batched(grad: torch.Tensor | None) -> bool:
 
 def _differentiable_backward(ctx: Any, grads: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
     """The backward pass in PyTorch's own operations, which can be differentiated and batched."""
-    call, tensors, create_graph = ctx.call, ctx.saved_tensors, torch.is_grad_enabled()
+    tensors, create_graph = ctx.saved_tensors, torch.is_grad_enabled()
     x, weight_ih, weight_hh, bias_ih, bias_hh, *rest = tensors
-    count = len(call.cell.states)
+    count = len(ctx.cell.states)
     with torch.enable_grad():
         y, final = reference.run(
-            call.cell, x, call.batch_sizes, rest[:count], weight_ih, weight_hh, bias_ih, bias_hh, rest[count:],
-            reverse=call.reverse,
+            ctx.cell, x, ctx.batch_sizes, rest[:count], weight_ih, weight_hh, bias_ih, bias_hh, rest[count:],
+            reverse=ctx.reverse,
         )  # fmt: skip
     pairs = [
         (out, grad) for out, grad in zip((y, *final), grads, strict=True) if grad is not None and out.requires_grad
     ]
-    wanted = [place for place, needed in enumerate(ctx.needs_input_grad[3:]) if needed]
+    wanted = [place for place, needed in enumerate(ctx.needs_input_grad[4:]) if needed]
     found = torch.autograd.grad(
         [out for out, _ in pairs],
         [tensors[place] for place in wanted],
@@ -132,7 +148,8 @@ def _differentiable_backward(ctx: Any, grads: Sequence[torch.Tensor | None]) -> 
     return result
 
 
-def _contiguous(tensors: Sequence[Any]) -> list[Any]:
+def _readable(tensors: Sequence[Any]) -> list[Any]:
+    """The tensors with their numbers in memory as a kernel reads them; None stays None."""
     return [None if each is None else each.contiguous().resolve_neg() for each in tensors]
 
 
@@ -158,147 +175,82 @@ def _check(cell: Cell, tensors: Sequence[Any], hidden: int) -> None:
             )
 
 
-@lru_cache(maxsize=8)
-def _dense_offsets(steps: int, batch: int) -> torch.Tensor:
-    """Where each step's rows begin in a dense batch; nothing ever writes to it."""
-    with torch.inference_mode(False):
-        return torch.arange(0, (steps + 1) * batch, batch)
+def _forward(
+    problem: Problem, tensors: Sequence[Any], *, save: bool
+) -> tuple[torch.Tensor, list[torch.Tensor], Buffer]:
+    """Run the forward kernel: y, the final states, and the memory that holds what `_backward` reads."""
+    x, weight_ih, weight_hh, bias_ih, bias_hh, *rest = _readable(tensors)
+    count, hidden = len(problem.plan.states), problem.hidden
+    y = x.new_empty(problem.rows, hidden)
+    final = [x.new_empty(problem.batch, problem.width) for _ in range(count)]
+    kernel = problem.train if save else problem.infer
+    memory = Buffer(x.dtype, kernel.parts)
+    kernel.run(
+        x.data_ptr(),
+        y.data_ptr(),
+        weight_ih.data_ptr(),
+        weight_hh.data_ptr(),
+        0 if bias_ih is None else bias_ih.data_ptr(),
+        0 if bias_hh is None else bias_hh.data_ptr(),
+        *memory.addresses,
+        *[each.data_ptr() for each in rest[:count]],
+        *[each.data_ptr() for each in final],
+        *[each.data_ptr() for each in rest[count:]],
+    )
+    if problem.width != hidden:
+        final = [each[:, :hidden].contiguous() for each in final]
+    if problem.begun < problem.batch:  # rows of length 0
+        for each, start in zip(final, rest, strict=False):
+            each[problem.begun :] = start[problem.begun :]
+    return y, final, memory
 
 
-class _Call:
-    """One forward pass, and what its backward pass needs of it."""
-
-    def __init__(self, cell: Cell, batch_sizes: Sequence[int], reverse: bool, tensors: Sequence[Any]) -> None:
-        self.cell, self.batch_sizes, self.reverse, self.tensors = cell, batch_sizes, reverse, tensors
-        x, weight_ih, _, _, _, first_state = tensors[:6]
-        self.dtype = x.dtype
-        self.rows, self.inputs = x.shape
-        self.batch, self.hidden = first_state.shape
-        _check(cell, tensors, self.hidden)
-        self.kernels = kernels_for(cell.graph, cell.gates, cell.states, cell.vectors, _DTYPES[x.dtype])
-        self.tiling = self.kernels.tiling(self.inputs, self.hidden)
-        self.width = self.tiling.width(self.hidden)
-        work = self.rows * weight_ih.shape[0] * (self.inputs + self.hidden)
-        wanted = 1 if work < _ALONE else min(torch.get_num_threads(), self.batch // 4)
-        self.threads = max(1, team().size(wanted))
-        steps = len(batch_sizes)
-        if steps and batch_sizes[0] == batch_sizes[-1]:  # sizes never grow: all are equal
-            self.offsets = _dense_offsets(steps, batch_sizes[0])
-        else:
-            self.offsets = torch.tensor([0, *accumulate(batch_sizes)])
-
-    def _common(self, tile_rows: int) -> dict[str, int]:
-        # As many blocks of rows as tiles need, and as many for each thread.
-        blocks = min(self.batch, round_up(round_up(self.batch, tile_rows) // tile_rows, self.threads))
-        workers = team()
-        return {
-            "threads": self.threads, "parallel": workers.parallel, "thread_num": workers.thread_num,
-            "num_threads": workers.num_threads, "steps": len(self.batch_sizes), "batch": self.batch,
-            "inputs": self.inputs, "hidden": self.hidden, "width": self.width, "blocks": blocks,
-            "backward_in_time": int(self.reverse), "offsets": self.offsets.data_ptr(),
-        }  # fmt: skip
-
-    def forward(self, *, save: bool) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Run the kernel; with ``save`` keep what `backward` reads."""
-        plan = self.kernels.plan
-        x, weight_ih, weight_hh, bias_ih, bias_hh, *rest = _contiguous(self.tensors)
-        count = len(plan.states)
-        initial, vectors = rest[:count], rest[count:]
-        y = x.new_empty(self.rows, self.hidden)
-        if not self.rows:
-            return y, tuple(each.clone() for each in initial)
-
-        final = [x.new_empty(self.batch, self.width) for _ in plan.states]
-        per_unit = self.inputs * len(plan.input_gates) + self.hidden * len(plan.recurrent_gates)
-        sizes = [len(vectors), len(plan.accumulators), per_unit]
-        scratch = Buffer(self.dtype, [self.width * size for size in sizes])
-        kept = [self.rows if save else 2 * self.batch] * count + [self.rows * plan.saved if save else 0]
-        memory = Buffer(self.dtype, [self.width * size for size in kept])
-        values = self._common(self.tiling.rows(len(plan.accumulators) * self.tiling.unit_vectors))
-        values |= {
-            "w_ih": weight_ih.data_ptr(), "w_hh": weight_hh.data_ptr(), "keep": int(save),
-            "x": x.data_ptr(), "y": y.data_ptr(), "b_ih": 0 if bias_ih is None else bias_ih.data_ptr(),
-            "b_hh": 0 if bias_hh is None else bias_hh.data_ptr(), "packed_vectors": scratch.addresses[0],
-            "packed_bias": scratch.addresses[1], "packed": scratch.addresses[2], "saved": memory.addresses[-1],
-        }  # fmt: skip
-        for place, name in enumerate(plan.states):
-            values[f"initial.{name}"] = initial[place].data_ptr()
-            values[f"states.{name}"] = memory.addresses[place]
-            values[f"final.{name}"] = final[place].data_ptr()
-        for name, vector in zip(plan.vectors, vectors, strict=True):
-            values[f"vector.{name}"] = vector.data_ptr()
-        self.kernels.forward(self.tiling, save=save)(values)
-
-        if save:
-            self.memory = memory
-        if self.width != self.hidden:
-            final = [each[:, : self.hidden].contiguous() for each in final]
-        begun = self.batch_sizes[0]
-        if begun < self.batch:  # rows of length 0
-            for each, start in zip(final, initial, strict=True):
-                each[begun:] = start[begun:]
-        return y, tuple(final)
-
-    def backward(
-        self,
-        tensors: Sequence[Any],
-        needed: Sequence[bool],
-        grads: Sequence[torch.Tensor | None],
-    ) -> list[torch.Tensor | None]:
-        """Gradients of ``tensors`` (None where not needed) from those of y and the final states."""
-        plan, tiling, hidden = self.kernels.plan, self.tiling, self.hidden
-        x, weight_ih, weight_hh, _, _, *rest = _contiguous(tensors)
-        count, gates = len(plan.states), len(plan.gates) * hidden
-        vectors = rest[count:]
-        dy, *dfinal = grads
-        grad_width = max(self.width, round_up(hidden, tiling.hidden_wide * tiling.lanes))
-        grad_states = [x.new_zeros(self.batch, grad_width) for _ in plan.states]
-        for into, grad in zip(grad_states, dfinal, strict=True):
-            if grad is not None:
-                into[:, :hidden] = grad
-        columns = backward.chunk_columns(plan, hidden)
-        sums = x.new_zeros(round_up(columns, tiling.lanes))
-        dx = torch.empty_like(x) if needed[0] else None
-        want_weights = needed[1] or needed[2]
-        dw_ih = x.new_zeros(self.inputs, gates) if want_weights else None
-        dw_hh = x.new_zeros(hidden, gates) if want_weights else None
-        if self.rows:
-            dy = x.new_zeros(hidden) if dy is None else dy.contiguous().resolve_neg()
-            stride = backward.chunk_stride(tiling, columns)
-            chunk_steps = max(1, backward.chunk_rows(stride, x.itemsize) // self.batch)
-            panel_units = [round_up(size, wide * tiling.lanes) for size, wide in
-                           ((self.inputs, tiling.input_wide), (hidden, tiling.hidden_wide))]  # fmt: skip
-            scratch = Buffer(
-                self.dtype,
-                [
-                    len(vectors) * self.width,
-                    min(chunk_steps, len(self.batch_sizes)) * self.batch * stride + backward.WIDE * tiling.lanes,
-                    *(units * gates for units in panel_units),
-                ],
-            )
-            values = self._common(tiling.rows(tiling.hidden_wide))
-            values |= {
-                "w_ih": weight_ih.data_ptr(), "w_hh": weight_hh.data_ptr(), "chunk_steps": chunk_steps,
-                "chunk_stride": stride, "columns": columns, "grad_width": grad_width, "x": x.data_ptr(),
-                "dx": 0 if dx is None else dx.data_ptr(), "dy": dy.data_ptr(),
-                "dy_stride": hidden if dy.dim() == 2 else 0,
-                "dw_ih": 0 if dw_ih is None else dw_ih.data_ptr(), "dw_hh": 0 if dw_hh is None else dw_hh.data_ptr(),
-                "sums": sums.data_ptr(), "saved": self.memory.addresses[-1], "packed_vectors": scratch.addresses[0],
-                "chunk": scratch.addresses[1], "packed_ih": scratch.addresses[2],
-                "packed_hh": scratch.addresses[3], "begin": 0, "end": 0,
-            }  # fmt: skip
-            for place, name in enumerate(plan.states):
-                values[f"states.{name}"] = self.memory.addresses[place]
-                values[f"grad.{name}"] = grad_states[place].data_ptr()
-            for name, vector in zip(plan.vectors, vectors, strict=True):
-                values[f"vector.{name}"] = vector.data_ptr()
-            self.kernels.backward(tiling)(values)
-
-        dbias_ih = sums[:gates]
-        dbias_hh = sums[gates : 2 * gates] if plan.split else dbias_ih
-        dvectors = sums[columns - len(vectors) * hidden : columns].split(hidden) if vectors else ()
-        dinitial = (each[:, :hidden] for each in grad_states)
-        # A transposed view: autograd lays it out as the parameter is.
-        dweights = (None if each is None else each.t() for each in (dw_ih, dw_hh))
-        found = (dx, *dweights, dbias_ih, dbias_hh, *dinitial, *dvectors)
-        return [grad if wanted else None for grad, wanted in zip(found, needed, strict=True)]
+def _backward(
+    problem: Problem,
+    memory: Buffer,
+    tensors: Sequence[Any],
+    needed: Sequence[bool],
+    grads: Sequence[torch.Tensor | None],
+) -> list[torch.Tensor | None]:
+    """Gradients of ``tensors`` (None where not needed) from those of y and the final states."""
+    x, weight_ih, weight_hh, _, _, *rest = _readable(tensors)
+    plan, hidden, gates = problem.plan, problem.hidden, problem.gates
+    count = len(plan.states)
+    dy, *dfinal = grads
+    dstates = [x.new_zeros(problem.batch, problem.grad_width) for _ in range(count)]
+    for into, grad in zip(dstates, dfinal, strict=True):
+        if grad is not None:
+            into[:, :hidden] = grad
+    sums = x.new_zeros(problem.sums)
+    dx = torch.empty_like(x) if needed[0] else None
+    dw_ih, dw_hh = (torch.zeros_like(w) if needed[1] or needed[2] else None for w in (weight_ih, weight_hh))
+    kernel = problem.backward_without_dy if dy is None else problem.backward
+    dy = x.new_zeros(hidden) if dy is None else _readable([dy])[0]
+    scratch = Buffer(x.dtype, kernel.parts)
+    kernel.run(
+        x.data_ptr(),
+        0 if dx is None else dx.data_ptr(),
+        dy.data_ptr(),
+        weight_ih.data_ptr(),
+        weight_hh.data_ptr(),
+        0 if dw_ih is None else dw_ih.data_ptr(),
+        0 if dw_hh is None else dw_hh.data_ptr(),
+        sums.data_ptr(),
+        *memory.addresses[3:],
+        *[each.data_ptr() for each in dstates],
+        *[each.data_ptr() for each in rest[count:]],
+        *scratch.addresses,
+    )
+    dbias_ih = sums[:gates]
+    dbias_hh = sums[gates : 2 * gates] if plan.split else dbias_ih
+    dvectors = sums[problem.columns - len(plan.vectors) * hidden : problem.columns]
+    found = [
+        dx,
+        dw_ih,
+        dw_hh,
+        dbias_ih,
+        dbias_hh,
+        *[each[:, :hidden] for each in dstates],
+        *(dvectors.split(hidden) if plan.vectors else ()),
+    ]
+    return [grad if wanted else None for grad, wanted in zip(found, needed, strict=True)]

@@ -11,6 +11,7 @@ For the backward pass the results of costly operations are saved and cheap arith
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -141,45 +142,29 @@ def _choose_saved(builder: Builder, results: dict[str, Expr], step: list[Expr]) 
     that it depends on is at hand already, and saved where that would drag in something new.
     """
     own = {expr.index for expr in step}  # nodes of the forward pass; all others belong to the backward
-    needed: set[int] = set()
-    stack = [expr.index for expr in results.values()]
-    seen: set[int] = set()
-    while stack:
-        index = stack.pop()
-        if index in seen:
-            continue
-        seen.add(index)
-        if index in own:
-            needed.add(index)
-        else:
-            stack.extend(builder.nodes[index].args)
+    needed = _reachable(builder, results.values(), stop=own) & own
 
-    saved: set[int] = set()
-
-    def free(index: int) -> bool:
-        """Computable from what is saved, previous states, vectors and constants by cheap arithmetic."""
+    def saves_itself(index: int) -> bool:
         node = builder.nodes[index]
-        if index in saved or node.op == "const":
-            return True
+        return node.op in ops.ROWS and ops.ROWS[node.op].costly
+
+    saved = {index for index in needed if saves_itself(index)}
+    at_hand: set[int] = set()  # saved, previous states, vectors, constants, and cheap arithmetic on these
+    for index in sorted(own):
+        node = builder.nodes[index]
         if node.op == "leaf":
-            return str(node.attr).partition(".")[0] in ("prev", "vec")
-        return not ops.ROWS[node.op].costly and all(free(i) for i in node.args)
-
-    def is_costly(index: int) -> bool:
-        node = builder.nodes[index]
-        return node.op != "leaf" and node.op != "const" and ops.ROWS[node.op].costly
-
-    for index in sorted(needed):
-        if is_costly(index):
-            saved.add(index)
-    for index in sorted(needed):
-        # A condition cannot be saved as a number; what it compares can.
-        if not free(index):
-            node = builder.nodes[index]
-            if node.op != "leaf" and ops.ROWS[node.op].boolean:
-                saved.update(i for i in node.args if not free(i))
-            else:
-                saved.add(index)
+            known = str(node.attr).partition(".")[0] in ("prev", "vec")
+        else:
+            known = not saves_itself(index) and at_hand.issuperset(node.args)
+        if index in needed and not known and index not in saved:
+            # A condition cannot be saved as a number; what it compares can.
+            boolean = node.op in ops.ROWS and ops.ROWS[node.op].boolean
+            extra = {i for i in node.args if i not in at_hand} if boolean else {index}
+            saved |= extra
+            at_hand |= extra
+            known = boolean
+        if known or index in saved:
+            at_hand.add(index)
     return sorted(saved)
 
 
@@ -187,20 +172,29 @@ def _read_saved(builder: Builder, results: dict[str, Expr], saved: list[int]) ->
     """The backward graph with the saved values as leaves."""
     place = {index: position for position, index in enumerate(saved)}
     target = Builder()
-    memo: dict[int, Expr] = {}
+    copies: dict[int, Expr] = {}
+    for index in sorted(_reachable(builder, results.values(), stop=place)):
+        node = builder.nodes[index]
+        if index in place:
+            copies[index] = target.leaf(f"saved.{place[index]}")
+        elif node.op == "leaf":
+            copies[index] = target.leaf(str(node.attr))
+        elif node.op == "const":
+            copies[index] = target.const(float(node.attr))  # pyright: ignore[reportArgumentType]
+        else:
+            attr = None if node.attr is None else float(node.attr)
+            copies[index] = target.apply(node.op, *(copies[i] for i in node.args), attr=attr)
+    return target.build({name: copies[expr.index] for name, expr in results.items()})
 
-    def copy(index: int) -> Expr:
-        if index not in memo:
-            node = builder.nodes[index]
-            if index in place:
-                memo[index] = target.leaf(f"saved.{place[index]}")
-            elif node.op == "leaf":
-                memo[index] = target.leaf(str(node.attr))
-            elif node.op == "const":
-                memo[index] = target.const(float(node.attr))  # pyright: ignore[reportArgumentType]
-            else:
-                attr = None if node.attr is None else float(node.attr)
-                memo[index] = target.apply(node.op, *(copy(i) for i in node.args), attr=attr)
-        return memo[index]
 
-    return target.build({name: copy(expr.index) for name, expr in results.items()})
+def _reachable(builder: Builder, roots: Iterable[Expr], stop: Container[int]) -> set[int]:
+    """The nodes that the roots depend on, the roots too; what ``stop`` holds is not entered."""
+    seen: set[int] = set()
+    stack = [expr.index for expr in roots]
+    while stack:
+        index = stack.pop()
+        if index not in seen:
+            seen.add(index)
+            if index not in stop:
+                stack.extend(builder.nodes[index].args)
+    return seen

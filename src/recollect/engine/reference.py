@@ -67,6 +67,9 @@ def run(
         current = [
             value if whole else torch.cat([value, state[rows:]]) for value, state in zip(new, current, strict=True)
         ]
-    if not outputs:  # every row has length 0; y is empty and still belongs to the graph
-        outputs = [torch.nn.functional.linear(x, weight_ih, bias_ih)[:, : states[0].shape[1]]]
+    if not outputs:  # every row has length 0: y is empty, and every parameter has a gradient, of zeros
+        hidden = states[0].shape[1]
+        recurrent = torch.nn.functional.linear(states[0][:0], weight_hh, bias_hh)
+        empty = torch.nn.functional.linear(x, weight_ih, bias_ih) + recurrent
+        outputs = [empty[:, :hidden] + sum(vectors)]
     return torch.cat(outputs), tuple(current)

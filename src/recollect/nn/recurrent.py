@@ -74,6 +74,7 @@ class Recurrent(nn.Module):
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout = bias, batch_first, float(dropout)
         self.bidirectional = bidirectional
+        self._names: dict[str, list[str]] = {}
         rows = len(cell.gates) * hidden_size
         for layer in range(num_layers):
             width = input_size if layer == 0 else hidden_size * self._directions
@@ -82,6 +83,7 @@ class Recurrent(nn.Module):
                 if bias:
                     shapes |= {f"bias_ih_{suffix}": (rows,), f"bias_hh_{suffix}": (rows,)}
                 shapes |= {f"vector_{name}_{suffix}": (hidden_size,) for name in cell.vectors}
+                self._names[suffix] = list(shapes)
                 for name, shape in shapes.items():
                     self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self.reset_parameters()
@@ -159,14 +161,11 @@ class Recurrent(nn.Module):
 
     def _weights(self, suffix: str) -> tuple[Any, ...]:
         """W_ih, W_hh, b_ih, b_hh and the vectors of one layer and direction."""
-        get = lambda name: getattr(self, f"{name}_{suffix}")  # noqa: E731  (read through attributes: parametrisations)
-        biases = (get("bias_ih"), get("bias_hh")) if self.bias else (None, None)
-        return (
-            get("weight_ih"),
-            get("weight_hh"),
-            *biases,
-            [get(f"vector_{name}") for name in self.cell.vectors],
-        )
+        # As attributes where a parametrisation has taken their place.
+        own = self._parameters
+        found = [own[name] if name in own else getattr(self, name) for name in self._names[suffix]]
+        biases = found[2:4] if self.bias else (None, None)
+        return *found[:2], *biases, found[4 if self.bias else 2 :]
 
     def flatten_parameters(self) -> None:
         """Do nothing: our kernels need no such call, and models written for torch.nn make it."""

@@ -5,9 +5,8 @@
             for each step, last first:
                 the derivatives:  dpre and the direct part of dL/dstate, from the plan's backward graph
                 a tile per panel: dL/dh of the step before += dpre W_hh
-        stage "products", while the chunk's dpre is still in the cache, panels dealt to the threads:
-            dW_ih' += x' dpre,  dW_hh' += h' dpre  (' is transposed: the units of dpre lie in a row),
-            sums over rows for biases and vectors,  dx = dpre W_ih
+        stage "products", while the chunk's dpre is still in the cache, rows of results dealt to the threads:
+            dW_ih += dpre' x,  dW_hh += dpre' h,  sums over rows for biases and vectors,  dx = dpre W_ih
 
 ``grad.s`` [B, grad_width] holds dL/ds of the rows' present step: at the start the gradients of the final
 states, at the end those of the initial states. Each number is summed in one order, whatever the number of
@@ -172,7 +171,10 @@ def sum_names(plan: Plan) -> tuple[str, ...]:
 
 def _write_products(kernel: Kernel, plan: Plan) -> Emitter:
     tiling = kernel.tiling
-    weight_tile = Tile(kernel, "weight", WIDE, [Run(0, WIDE, transposed=True)], masked=True)
+    weight_tiles = {
+        wide: Tile(kernel, f"weight_{wide}", wide, [Run(0, wide, transposed=True)], masked=True)
+        for wide in {tiling.input_wide, tiling.hidden_wide}
+    }
     input_tile = Tile(kernel, "input", tiling.input_wide, [Run(0, tiling.input_wide)], masked=True, from_zero=True)
     e = kernel.stage("products")
     thread, threads = e.arguments[1], e.arguments[2]
@@ -181,23 +183,26 @@ def _write_products(kernel: Kernel, plan: Plan) -> Emitter:
     gates = hidden * len(plan.gates)
     first_row, rows = _chunk_rows(e, kernel)
 
-    # dW' [inputs, gates] and [H, gates]: a panel of dpre's columns stays in the cache for all their rows.
-    panel_columns = WIDE * e.lanes
+    # dW [G * H, I] and [G * H, H]: a panel of x or h stays in the cache for all rows of dpre' (its units).
     wanted = kernel.slot(e, "dw_ih").compare("!=", 0)
-    with e.when(wanted), e.loop(thread * panel_columns, gates, threads * panel_columns) as column:
+    with e.when(wanted):
         x, previous = kernel.pointer(e, "x"), kernel.pointer(e, f"states.{plan.states[0]}")
-        for a, a_stride, out, dpre in (
-            (x, inputs, kernel.pointer(e, "dw_ih"), chunk),
-            (previous, width, kernel.pointer(e, "dw_hh"), e.at(chunk, gates) if plan.split else chunk),
+        drec = e.at(chunk, gates) if plan.split else chunk
+        for w, w_stride, count, wide, name, dpre in (
+            (x, inputs, inputs, tiling.input_wide, "dw_ih", chunk),
+            (previous, width, hidden, tiling.hidden_wide, "dw_hh", drec),
         ):
-            count = inputs if a is x else hidden
-            with e.loop(0, count, weight_tile.rows) as row:
-                place = (e.at(out, row * gates + column), gates)
-                height = e.least(count - row, e.integer(weight_tile.rows))
-                weight_tile.call(
+            out, tile = kernel.pointer(e, name), weight_tiles[wide]
+            with (
+                e.loop(0, count, wide * e.lanes) as column,
+                e.loop(thread * tile.rows, gates, threads * tile.rows) as unit,
+            ):
+                place = (e.at(out, unit * count + column), count)
+                height = e.least(gates - unit, e.integer(tile.rows))
+                tile.call(
                     e, height, place, place,
-                    (e.at(a, first_row * a_stride + row), a_stride, rows, e.at(dpre, column), stride),
-                    columns=gates - column,
+                    (e.at(dpre, unit), stride, rows, e.at(w, first_row * w_stride + column), w_stride),
+                    columns=count - column,
                 )  # fmt: skip
 
     # Sums over rows. The buffer's rows are as long as whole vectors.

@@ -207,8 +207,9 @@ def own_blocks(e: Emitter, kernel: Kernel, active: Value) -> Iterator[tuple[Valu
 class Run:
     """One product that a tile adds: ``a[r][k] w[k][v]`` for the vectors [first, last).
 
-    ``w`` is packed, one row of ``last - first`` vectors after the other, and consecutive ``a[r]`` lie in a
-    row; with ``transposed`` it is the columns of ``a`` that lie in a row, and both take a stride per k.
+    Usually k runs along a row of ``a``, and ``w`` is packed, one row of ``last - first`` vectors after the
+    other. With ``transposed`` k runs over rows of both, each with its stride, and ``w`` is only as wide as
+    the masked tile is told.
     """
 
     first: int
@@ -263,7 +264,10 @@ class Tile:
             rows = [e.at(a, r if run.transposed else a_stride * r) for r in range(height)]
             with e.loop(0, count) as k:
                 weights = e.at(w, k * (w_stride if run.transposed else (run.last - run.first) * e.lanes))
-                column = {v: e.load(weights, (v - run.first) * e.lanes) for v in range(run.first, run.last)}
+                column = {}
+                for v in range(run.first, run.last):
+                    at = (v - run.first) * e.lanes
+                    column[v] = e.load_masked(masks[v], weights, at) if run.transposed else e.load(weights, at)
                 for r in range(height):
                     value = e.splat(e.load_one(rows[r], k * a_stride if run.transposed else k))
                     for v in column:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
 
 from recollect.engine.llvm import backward, forward
 from recollect.engine.llvm.kernel import Kernel, Tiling, make_tiling
@@ -15,22 +14,18 @@ _CACHE: dict[tuple[object, ...], Kernels] = {}
 
 
 class Function:
-    """A compiled kernel that is called with its slots by name."""
+    """A compiled kernel.
+
+    Attributes:
+        slots: the names of its arguments, in order.
+        run: calls it with the address of an array of its arguments, each in 64 bits.
+    """
 
     def __init__(self, kernel: Kernel, name: str) -> None:
         self._code = compile_module(str(kernel.module), host())
+        self.slots = kernel.slots
         # ctypes lets go of the interpreter's lock during the call.
-        self._run = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._code.address(name))
-        self._slots = kernel.slots
-        self._array = ctypes.c_int64 * len(kernel.slots)
-
-    def __call__(self, values: Mapping[str, int]) -> None:
-        """Run the kernel.
-
-        Args:
-            values: an integer or an address for every slot.
-        """
-        self._run(self._array(*[values[slot] for slot in self._slots]))
+        self.run = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._code.address(name))
 
 
 class Kernels:
@@ -41,16 +36,11 @@ class Kernels:
     ) -> None:
         self.plan = make_plan(graph, gates, states, vectors)
         self.dtype = dtype
-        self.sums = backward.sum_names(self.plan)
-        self._tilings: dict[tuple[int, int], Tiling] = {}
         self._functions: dict[tuple[object, ...], Function] = {}
 
     def tiling(self, inputs: int, hidden: int) -> Tiling:
         """How a layer of these sizes is cut into tiles."""
-        found = self._tilings.get((inputs, hidden))
-        if found is None:
-            found = self._tilings[inputs, hidden] = make_tiling(self.plan, host(), self.dtype, inputs, hidden)
-        return found
+        return make_tiling(self.plan, host(), self.dtype, inputs, hidden)
 
     def forward(self, tiling: Tiling, *, save: bool) -> Function:
         """The forward pass; with ``save`` it keeps what the backward pass reads."""

@@ -1,0 +1,194 @@
+"""A layer and direction of given sizes: all that a call of a kernel needs but the addresses.
+
+Kept from call to call, so that what is left to do for each is to fill in addresses.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from itertools import accumulate
+
+import numpy as np
+
+from recollect.engine.llvm import backward
+from recollect.engine.llvm.kernel import WIDE, round_up
+from recollect.engine.llvm.kernels import Function, Kernels
+from recollect.engine.llvm.team import Team
+
+_LINE = 16  # numbers; parts of a buffer begin on a cache line of their own
+
+
+class Parts:
+    """How a buffer is divided.
+
+    Attributes:
+        starts: where each part begins, in numbers.
+        total: numbers in the buffer.
+    """
+
+    def __init__(self, *counts: int) -> None:
+        *self.starts, self.total = accumulate((round_up(count, _LINE) for count in counts), initial=0)
+
+
+class Pass:
+    """A kernel with the arguments that sizes decide.
+
+    Args:
+        function: the kernel.
+        sizes: value of each slot that is a size; the others are addresses.
+        names: the slots that are addresses, in the order in which `run` takes them.
+        parts: how its own memory is divided.
+    """
+
+    def __init__(self, function: Function, sizes: dict[str, int], names: Sequence[str], parts: Parts) -> None:
+        self._function, self.parts = function, parts
+        kind = ctypes.c_int64 * len(function.slots)
+        self._template = kind(*(sizes.get(slot, 0) for slot in function.slots))
+        self._places = [function.slots.index(name) for name in names]
+        self._copy = kind.from_buffer_copy
+
+    def run(self, *addresses: int) -> None:
+        """Run the kernel."""
+        arguments = self._copy(self._template)
+        for place, address in zip(self._places, addresses, strict=True):
+            arguments[place] = address
+        self._function.run(arguments)
+
+
+class Problem:
+    """One layer in one direction, of given sizes.
+
+    Args:
+        kernels: of its cell and dtype.
+        inputs, hidden: I and H.
+        batch: B.
+        batch_sizes: active rows at each step.
+        reverse: backward in time.
+        threads: how many to use.
+        team: where they come from.
+
+    Attributes:
+        rows: N, the sum of ``batch_sizes``.
+        width: row length of final states.
+        grad_width: row length of gradients of states.
+        gates: G * H.
+        columns: numbers in the sums over rows: H for each of the kernel's sums.
+        sums: ``columns``, rounded up to whole vectors.
+    """
+
+    def __init__(
+        self,
+        kernels: Kernels,
+        inputs: int,
+        hidden: int,
+        batch: int,
+        batch_sizes: Sequence[int],
+        reverse: bool,
+        threads: int,
+        team: Team,
+    ) -> None:
+        self.kernels, self.plan = kernels, kernels.plan
+        self.tiling = tiling = kernels.tiling(inputs, hidden)
+        self.inputs, self.hidden, self.batch, self.threads = inputs, hidden, batch, threads
+        self.begun = batch_sizes[0]
+        self._offsets = np.array([0, *accumulate(batch_sizes)], dtype=np.int64)
+        self.steps, self.rows = len(batch_sizes), int(self._offsets[-1])
+        self.width = tiling.width(hidden)
+        self.grad_width = max(self.width, round_up(hidden, tiling.hidden_wide * tiling.lanes))
+        self.gates = len(self.plan.gates) * hidden
+        self.columns = backward.chunk_columns(self.plan, hidden)
+        self.sums = round_up(self.columns, tiling.lanes)
+        self._common = {
+            "threads": threads, "parallel": team.parallel, "thread_num": team.thread_num,
+            "num_threads": team.num_threads, "steps": self.steps, "batch": batch, "inputs": inputs,
+            "hidden": hidden, "width": self.width, "backward_in_time": int(reverse),
+            "offsets": self._offsets.ctypes.data,
+        }  # fmt: skip
+
+    def _blocks(self, tile_rows: int) -> int:
+        """Blocks of batch rows: as many as tiles need, and as many for each thread."""
+        return min(self.batch, round_up(round_up(self.batch, tile_rows) // tile_rows, self.threads))
+
+    @cached_property
+    def infer(self) -> Pass:
+        """The forward pass alone.
+
+        Addresses: ``x y w_ih w_hh b_ih b_hh packed_vectors packed_bias packed``, one of ``states`` for each
+        state, ``saved``, then ``initial`` and ``final`` of each state and the vectors. Parts of its memory:
+        from ``packed_vectors`` to ``saved``.
+        """
+        return self._forward(save=False)
+
+    @cached_property
+    def train(self) -> Pass:
+        """The forward pass that keeps what `backward` reads; addresses and parts as for `infer`."""
+        return self._forward(save=True)
+
+    def _forward(self, *, save: bool) -> Pass:
+        plan, width = self.plan, self.width
+        per_unit = self.inputs * len(plan.input_gates) + self.hidden * len(plan.recurrent_gates)
+        kept = self.rows if save else 2 * self.batch
+        parts = Parts(
+            width * len(plan.vectors),
+            width * len(plan.accumulators),
+            width * per_unit,
+            *(width * kept for _ in plan.states),
+            width * self.rows * plan.saved if save else 0,
+        )
+        blocks = self._blocks(self.tiling.rows(len(plan.accumulators) * self.tiling.unit_vectors))
+        names = (
+            "x", "y", "w_ih", "w_hh", "b_ih", "b_hh", "packed_vectors", "packed_bias", "packed",
+            *(f"states.{name}" for name in plan.states), "saved",
+            *(f"{kind}.{name}" for kind in ("initial", "final") for name in plan.states),
+            *(f"vector.{name}" for name in plan.vectors),
+        )  # fmt: skip
+        sizes = self._common | {"blocks": blocks, "keep": int(save)}
+        return Pass(self.kernels.forward(self.tiling, save=save), sizes, names, parts)
+
+    @cached_property
+    def backward(self) -> Pass:
+        """The backward pass.
+
+        Addresses: ``x dx dy w_ih w_hh dw_ih dw_hh sums``, the forward pass's ``states`` of each state and
+        ``saved``, ``grad`` of each state, the vectors, then ``packed_vectors chunk packed_ih packed_hh``,
+        which are the parts of its memory. ``dx``, ``dw_ih`` and ``dw_hh`` may be 0: not wanted.
+        """
+        return self._backward(dy_stride=self.hidden)
+
+    @cached_property
+    def backward_without_dy(self) -> Pass:
+        """The same where y has no gradient: ``dy`` is H zeros."""
+        return self._backward(dy_stride=0)
+
+    def _backward(self, *, dy_stride: int) -> Pass:
+        plan, tiling = self.plan, self.tiling
+        stride = backward.chunk_stride(tiling, self.columns)
+        most_rows = backward.chunk_rows(stride, 4 if tiling.dtype == "float32" else 8)
+        chunk_steps = min(self.steps, max(1, most_rows // self.batch))
+        parts = Parts(
+            self.width * len(plan.vectors),
+            chunk_steps * self.batch * stride + WIDE * tiling.lanes,  # the last panel may look past a row
+            round_up(self.inputs, tiling.input_wide * tiling.lanes) * self.gates,
+            round_up(self.hidden, tiling.hidden_wide * tiling.lanes) * self.gates,
+        )
+        names = (
+            "x", "dx", "dy", "w_ih", "w_hh", "dw_ih", "dw_hh", "sums",
+            *(f"states.{name}" for name in plan.states), "saved", *(f"grad.{name}" for name in plan.states),
+            *(f"vector.{name}" for name in plan.vectors), "packed_vectors", "chunk", "packed_ih", "packed_hh",
+        )  # fmt: skip
+        sizes = self._common | {
+            "blocks": self._blocks(tiling.rows(tiling.hidden_wide)), "chunk_steps": chunk_steps,
+            "chunk_stride": stride, "columns": self.columns, "grad_width": self.grad_width,
+            "dy_stride": dy_stride,
+        }  # fmt: skip
+        return Pass(self.kernels.backward(tiling), sizes, names, parts)
+
+
+@lru_cache(maxsize=128)
+def dense_problem(
+    kernels: Kernels, inputs: int, hidden: int, batch: int, steps: int, reverse: bool, threads: int, team: Team
+) -> Problem:
+    """The problem of a dense batch, kept."""
+    return Problem(kernels, inputs, hidden, batch, [batch] * steps, reverse, threads, team)

@@ -1,0 +1,74 @@
+"""The public names are a promise: adding one is a decision, so it is made here too."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+
+import pytest
+
+import recollect
+
+NAMES = {
+    "recollect": """
+        Forecaster __version__ cell cells clip_by_global_norm clip_by_value convert datasets detach_state diagnose
+        errors load nn save set_backend tbptt training
+    """,
+    "recollect.nn": "GRU LSTM RNN Recurrent convert init",
+    "recollect.cells": "cifg_lstm gru lstm mgu peephole_lstm rnn_relu rnn_tanh slstm",
+    "recollect.training": """
+        Clipped ClippedValues History HistoryFile Observer ProgressBar clip_by_global_norm clip_by_value detach_state
+        evaluate sliding_windows split_by_time tbptt train
+    """,
+    "recollect.datasets": """
+        Series adding digits_rows infer_season_length load names read_series sine_to_cosine write
+    """,
+}
+ERRORS = {
+    "RecollectError": Exception,
+    "BackendError": RuntimeError,
+    "CellError": ValueError,
+    "DataError": ValueError,
+    "GraphError": ValueError,
+    "InputError": ValueError,
+    "ModelFileError": ValueError,
+    "NotFittedError": ValueError,
+    "NotYetError": NotImplementedError,
+    "TrainingError": RuntimeError,
+}
+
+
+@pytest.mark.parametrize("module", NAMES)
+def test_public_names(module):
+    found = importlib.import_module(module)
+    assert sorted(found.__all__) == sorted(NAMES[module].split())
+    assert len(set(found.__all__)) == len(found.__all__)
+    for name in found.__all__:
+        assert getattr(found, name) is not None
+
+
+def test_errors():
+    found = {name: value for name, value in vars(recollect.errors).items() if inspect.isclass(value)}
+    assert found.keys() == ERRORS.keys()
+    for name, base in ERRORS.items():
+        assert issubclass(found[name], base)
+        assert issubclass(found[name], recollect.errors.RecollectError)
+
+
+def test_a_name_is_the_same_object_everywhere():
+    assert recollect.convert is recollect.nn.convert
+    assert recollect.tbptt is recollect.training.tbptt
+    assert recollect.cells is importlib.import_module("recollect.cells")
+
+
+def test_dir_lists_the_public_names():
+    assert sorted(dir(recollect)) == sorted(recollect.__all__)
+
+
+def test_an_unknown_name_is_answered_with_the_names_there_are():
+    with pytest.raises(AttributeError, match="no attribute 'Lstm'") as caught:
+        recollect.Lstm  # noqa: B018  (reading it is the test)
+    for name in recollect.__all__:
+        assert name in str(caught.value)
+    with pytest.raises(ImportError):
+        from recollect import nothing_of_that_name  # noqa: F401
