@@ -174,7 +174,7 @@ class TestDescribe:
 
         Forecaster(2, 6, cell=half, hidden_size=4, epochs=1).fit(np.sin(np.arange(50.0))).save("m")
         text = succeed("describe", "--model", "m")
-        assert "h = 0.5 · prev.h + sin(inp.a + rec.a)" in text or "h = prev.h · 0.5 + sin(inp.a + rec.a)" in text
+        assert "h[t] = 0.5 · h[t-1] + sin(x[t] · W_ia + b_ia + h[t-1] · W_ha + b_ha)" in text
         assert "H = 4" in text
 
 
