@@ -17,10 +17,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 import recollect
-from benchmarks import layers, measure
+from benchmarks import layers, measure, tables
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -48,7 +47,8 @@ def main() -> int:
                     progress.update(task, description=f"{name} {shape} {mode}")
                     rows.append(_measure(name, make, shape, mode, options, machine))
                     progress.advance(task)
-    _show(console, rows)
+    for table in tables.terminal(rows):
+        console.print(table)
     if not options.no_file and not options.only:
         RESULTS.mkdir(exist_ok=True)
         slug = re.sub(r"[^a-z0-9]+", "-", f"{machine['cpu']} {machine['llvm_cpu']}".lower()).strip("-")
@@ -87,24 +87,6 @@ def _measure(name, make, shape, mode, options, machine) -> dict[str, object]:
         "percent_of_peak": round(100 * gflops / float(machine["fma_peak_gflops"]), 1),
         "pairs": options.pairs,
     }
-
-
-def _show(console: Console, rows: list[dict[str, object]]) -> None:
-    table = Table("subject", "mode", *(str(shape) for shape in layers.SHAPES), "geometric mean")
-    for name in dict.fromkeys(row["subject"] for row in rows):
-        for mode in ("inference", "training"):
-            own = [row for row in rows if row["subject"] == name and row["mode"] == mode]
-            ratios = [row["ratio"] for row in own if "ratio" in row]
-            cells = [
-                f"{row['ratio']:.2f}x  {row['us_per_step']:g} µs  {row['percent_of_peak']:.0f} %"
-                if "ratio" in row
-                else f"refused: {row['refused']}"
-                for row in own
-            ]
-            mean = f"{statistics.geometric_mean(ratios):.2f}x" if ratios else "-"
-            table.add_row(str(name), mode, *cells, mean)
-    console.print(table)
-    console.print("peer / ours, our time per step, share of the FMA peak; shapes are (B, I, H)")
 
 
 if __name__ == "__main__":

@@ -54,13 +54,13 @@ def _like_torch(ours: type[nn.Module], peer: type[nn.Module]) -> Callable[[int, 
 
 # Name -> a maker of (ours, peer) with equal weights.
 SUBJECTS = {
-    "LSTM vs torch.nn.LSTM": _like_torch(recollect.nn.LSTM, nn.LSTM),
-    "GRU vs torch.nn.GRU": _like_torch(recollect.nn.GRU, nn.GRU),
-    "tanh RNN vs torch.nn.RNN": _like_torch(recollect.nn.RNN, nn.RNN),
-    "LSTM vs an eager loop": _lstm_against_loop,
+    "LSTM vs torch.nn": _like_torch(recollect.nn.LSTM, nn.LSTM),
+    "GRU vs torch.nn": _like_torch(recollect.nn.GRU, nn.GRU),
+    "tanh RNN vs torch.nn": _like_torch(recollect.nn.RNN, nn.RNN),
+    "LSTM vs eager loop": _lstm_against_loop,
 }
 # Another cell of ours in place of the peer: the ratio is its time over our LSTM's.
-PEEPHOLE = "peephole_lstm vs our LSTM"
+PEEPHOLE = "peephole vs our LSTM"
 
 
 def peephole(i: int, h: int) -> tuple[nn.Module, nn.Module]:

@@ -73,6 +73,7 @@ class Comparison:
             f"<header class=info><h1>{html.escape(self.title)}</h1></header>"
             + "".join(_table(caption, rows) for caption, rows in self.tables.items())
             + f'<h2>Gradient by lag</h2>{report.HOW_TO_READ}<div class="figures">{figures}</div>'
+            + "<h2>Numbers</h2>"
             + _table("Gradient back through time", numbers)
         )
         write_atomically(path, report.page(self.title, body))
