@@ -47,7 +47,7 @@ def terminal(rows: list[Row]) -> list[Table | str]:
     ):
         table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
         table.add_column("batch B\ninputs I\nhidden H", no_wrap=True)
-        table.add_column("")
+        table.add_column("", min_width=5)
         for heading in (*_shapes(rows), *([last] if last else [])):
             table.add_column(heading.replace(",", "\n"), justify="right", no_wrap=True)
         for subject, mode, own in _lines(rows):
