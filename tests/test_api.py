@@ -72,3 +72,10 @@ def test_an_unknown_name_is_answered_with_the_names_there_are():
         assert name in str(caught.value)
     with pytest.raises(ImportError):
         from recollect import nothing_of_that_name  # noqa: F401
+
+
+@pytest.mark.parametrize("name", ["SequenceClassifier", "stream", "nn.RNNCell", "nn.LSTMCell", "nn.GRUCell"])
+def test_what_is_promised_and_not_there_says_so(name):
+    module, _, attribute = f"recollect.{name}".rpartition(".")
+    with pytest.raises(AttributeError, match=r"not built yet; until then use \w"):
+        getattr(importlib.import_module(module), attribute)

@@ -37,8 +37,6 @@ class Machine:
 @lru_cache(maxsize=1)
 def host() -> Machine:
     """The machine this process runs on."""
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
     found = llvm.get_host_cpu_features()
     width, accumulators = 16, 12
     if found.get("avx512f") and found.get("avx512vl"):
@@ -66,6 +64,8 @@ def compile_module(text: str, machine: Machine) -> Code:
     LLVM's vectorisers and its unroller stay off: the tile is explicit, and they only cost time.
     """
     with COMPILING:
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
         target = llvm.Target.from_default_triple().create_target_machine(
             cpu=machine.cpu, features=machine.features, opt=2, jit=True
         )
