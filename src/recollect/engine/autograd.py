@@ -16,6 +16,7 @@ from recollect.engine.llvm.kernels import kernels_for
 from recollect.engine.llvm.machine import host
 from recollect.engine.llvm.problem import Problem, dense_problem
 from recollect.engine.llvm.team import team
+from recollect.engine.reference import Weights
 from recollect.errors import InputError
 
 _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
@@ -59,21 +60,15 @@ def run(
     x: torch.Tensor,
     batch_sizes: Sequence[int],
     states: Sequence[torch.Tensor],
-    weight_ih: torch.Tensor,
-    weight_hh: torch.Tensor,
-    bias_ih: torch.Tensor | None,
-    bias_hh: torch.Tensor | None,
-    vectors: Sequence[torch.Tensor],
+    weights: Weights,
     *,
     reverse: bool,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     """Run one layer in one direction; arguments and returns as `reference.run`."""
-    tensors = (x, weight_ih, weight_hh, bias_ih, bias_hh, *states, *vectors)
+    tensors = (x, *weights[:4], *states, *weights.vectors)
     _check(cell, tensors, states[0].shape[1])
     if not batch_sizes:  # every row has length 0: nothing to do, and nothing that a kernel could be given
-        return reference.run(
-            cell, x, batch_sizes, states, weight_ih, weight_hh, bias_ih, bias_hh, vectors, reverse=reverse
-        )
+        return reference.run(cell, x, batch_sizes, states, weights, reverse=reverse)
     problem = _problem(cell, x, batch_sizes, states[0], reverse)
     if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in tensors):
         y, *final = _Layer.apply(cell, batch_sizes, reverse, problem, *tensors)  # pyright: ignore[reportGeneralTypeIssues]
@@ -124,13 +119,11 @@ def _is_batched(grad: torch.Tensor | None) -> bool:
 def _differentiable_backward(ctx: Any, grads: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
     """The backward pass in PyTorch's own operations, which can be differentiated and batched."""
     tensors, create_graph = ctx.saved_tensors, torch.is_grad_enabled()
-    x, weight_ih, weight_hh, bias_ih, bias_hh, *rest = tensors
-    count = len(ctx.cell.states)
+    x, *layer = tensors
+    states, vectors = layer[4 : 4 + len(ctx.cell.states)], layer[4 + len(ctx.cell.states) :]
     with torch.enable_grad():
-        y, final = reference.run(
-            ctx.cell, x, ctx.batch_sizes, rest[:count], weight_ih, weight_hh, bias_ih, bias_hh, rest[count:],
-            reverse=ctx.reverse,
-        )  # fmt: skip
+        weights = Weights(*layer[:4], vectors)
+        y, final = reference.run(ctx.cell, x, ctx.batch_sizes, states, weights, reverse=ctx.reverse)
     pairs = [
         (out, grad) for out, grad in zip((y, *final), grads, strict=True) if grad is not None and out.requires_grad
     ]

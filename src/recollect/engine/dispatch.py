@@ -114,11 +114,7 @@ def run(
     x: torch.Tensor,
     batch_sizes: Sequence[int],
     states: Sequence[torch.Tensor],
-    weight_ih: torch.Tensor,
-    weight_hh: torch.Tensor,
-    bias_ih: torch.Tensor | None,
-    bias_hh: torch.Tensor | None,
-    vectors: Sequence[torch.Tensor],
+    weights: reference.Weights,
     *,
     reverse: bool,
     label: str,
@@ -128,14 +124,13 @@ def run(
     Args:
         label: the layer and direction, such as ``"l0_reverse"``, for whoever listens.
     """
-    layer = (weight_ih, weight_hh, bias_ih, bias_hh, vectors)
     listener = _listener.get()
     if listener is None and _forced != "reference":
         if autograd.obstacle(x) is None:
-            return autograd.run(cell, x, batch_sizes, states, *layer, reverse=reverse)
+            return autograd.run(cell, x, batch_sizes, states, weights, reverse=reverse)
         _warn_once(choose(x))  # raises where llvm was forced
     tap = listener(label) if listener else None
-    return reference.run(cell, x, batch_sizes, states, *layer, reverse=reverse, tap=tap)
+    return reference.run(cell, x, batch_sizes, states, weights, reverse=reverse, tap=tap)
 
 
 def _warn_once(choice: Choice) -> None:

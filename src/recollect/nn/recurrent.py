@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from recollect.cells.cell import Cell
 from recollect.engine import dispatch
+from recollect.engine.reference import Weights
 from recollect.errors import InputError
 from recollect.nn.rows import Rows, pack
 
@@ -148,7 +149,7 @@ class Recurrent(nn.Module):
                     x,
                     rows.batch_sizes,
                     [state[place] for state in initial],
-                    *self._weights(suffix),
+                    self._weights(suffix),
                     reverse=direction == 1,
                     label=suffix,
                 )
@@ -159,13 +160,13 @@ class Recurrent(nn.Module):
             return x, [state.unsqueeze(0) for state in finals[0]]
         return x, [torch.stack(each) for each in zip(*finals, strict=True)]
 
-    def _weights(self, suffix: str) -> tuple[Any, ...]:
-        """W_ih, W_hh, b_ih, b_hh and the vectors of one layer and direction."""
+    def _weights(self, suffix: str) -> Weights:
+        """The parameters of one layer and direction."""
         # As attributes where a parametrisation has taken their place.
         own = self._parameters
         found = [own[name] if name in own else getattr(self, name) for name in self._names[suffix]]
         biases = found[2:4] if self.bias else (None, None)
-        return *found[:2], *biases, found[4 if self.bias else 2 :]
+        return Weights(*found[:2], *biases, found[4 if self.bias else 2 :])
 
     def flatten_parameters(self) -> None:
         """Do nothing: our kernels need no such call, and models written for torch.nn make it."""
