@@ -119,10 +119,10 @@ def _is_batched(grad: torch.Tensor | None) -> bool:
 def _differentiable_backward(ctx: Any, grads: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
     """The backward pass in PyTorch's own operations, which can be differentiated and batched."""
     tensors, create_graph = ctx.saved_tensors, torch.is_grad_enabled()
-    x, *layer = tensors
-    states, vectors = layer[4 : 4 + len(ctx.cell.states)], layer[4 + len(ctx.cell.states) :]
+    x, weight_ih, weight_hh, bias_ih, bias_hh, *rest = tensors
+    states, vectors = rest[: len(ctx.cell.states)], rest[len(ctx.cell.states) :]
+    weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh, vectors)
     with torch.enable_grad():
-        weights = Weights(*layer[:4], vectors)
         y, final = reference.run(ctx.cell, x, ctx.batch_sizes, states, weights, reverse=ctx.reverse)
     pairs = [
         (out, grad) for out, grad in zip((y, *final), grads, strict=True) if grad is not None and out.requires_grad

@@ -59,9 +59,9 @@ def run(
         y [N, H] in the layout of ``x``, and each state [B, H] after each row's last processed step.
     """
     gates = len(cell.gates)
-    inputs = (
-        torch.nn.functional.linear(x, weights.ih, weights.bias_ih).split(list(batch_sizes)) if len(batch_sizes) else ()
-    )
+    inputs: Sequence[torch.Tensor] = ()
+    if len(batch_sizes):
+        inputs = torch.nn.functional.linear(x, weights.ih, weights.bias_ih).split(list(batch_sizes))
     current = list(states)
     outputs: list[torch.Tensor] = [x] * len(batch_sizes)
     steps = range(len(batch_sizes))

@@ -165,8 +165,9 @@ class Recurrent(nn.Module):
         # As attributes where a parametrisation has taken their place.
         own = self._parameters
         found = [own[name] if name in own else getattr(self, name) for name in self._names[suffix]]
-        biases = found[2:4] if self.bias else (None, None)
-        return Weights(*found[:2], *biases, found[4 if self.bias else 2 :])
+        ih, hh, *rest = found
+        bias_ih, bias_hh, *vectors = rest if self.bias else (None, None, *rest)
+        return Weights(ih, hh, bias_ih, bias_hh, vectors)
 
     def flatten_parameters(self) -> None:
         """Do nothing: our kernels need no such call, and models written for torch.nn make it."""
