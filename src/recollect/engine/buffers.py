@@ -15,7 +15,8 @@ from recollect.engine.llvm.problem import Parts
 # Memory that is kept while nobody uses it; what would exceed it is freed.
 LIMIT = 512 * 2**20
 
-_lock = threading.Lock()
+# Reentrant: the garbage collector may run `__del__` of one buffer while another is being made.
+_lock = threading.RLock()
 _idle: dict[tuple[torch.dtype, int], list[torch.Tensor]] = {}
 _idle_bytes = 0
 

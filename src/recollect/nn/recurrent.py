@@ -164,7 +164,7 @@ class Recurrent(nn.Module):
         """The parameters of one layer and direction."""
         # As attributes where a parametrisation has taken their place.
         own = self._parameters
-        found = [own[name] if name in own else getattr(self, name) for name in self._names[suffix]]
+        found: list[Any] = [own[name] if name in own else getattr(self, name) for name in self._names[suffix]]
         ih, hh, *rest = found
         bias_ih, bias_hh, *vectors = rest if self.bias else (None, None, *rest)
         return Weights(ih, hh, bias_ih, bias_hh, vectors)

@@ -16,6 +16,7 @@ from recollect.engine.llvm import backward
 from recollect.engine.llvm.kernel import WIDE, round_up
 from recollect.engine.llvm.kernels import Function, Kernels
 from recollect.engine.llvm.team import Team
+from recollect.engine.llvm.values import SIZE
 
 _LINE = 16  # numbers; parts of a buffer begin on a cache line of their own
 
@@ -165,7 +166,7 @@ class Problem:
     def _backward(self, *, dy_stride: int) -> Pass:
         plan, tiling = self.plan, self.tiling
         stride = backward.chunk_stride(tiling, self.columns)
-        most_rows = backward.chunk_rows(stride, 4 if tiling.dtype == "float32" else 8)
+        most_rows = backward.chunk_rows(stride, SIZE[tiling.dtype])
         chunk_steps = min(self.steps, max(1, most_rows // self.batch))
         parts = Parts(
             self.width * len(plan.vectors),
