@@ -18,7 +18,7 @@ COMMON = (
     "threads", "parallel", "thread_num", "num_threads",
     "steps", "batch", "inputs", "hidden", "width", "blocks", "backward_in_time", "offsets", "w_ih", "w_hh",
 )  # fmt: skip
-_MANY_WEIGHTS = 1 << 18
+_MANY_WEIGHTS = 1 << 18  # copied in about the time that it takes to wake a thread on a busy machine
 WIDE = 4  # vectors side by side in a tile, where the matrix is that wide
 
 
