@@ -94,11 +94,24 @@ def train(module: nn.Module, x: torch.Tensor, grad: torch.Tensor) -> Callable[[]
 
 def parity(ours: nn.Module, peer: nn.Module, x: torch.Tensor, grad: torch.Tensor) -> float:
     """The largest relative difference of outputs and of all gradients."""
+    return _difference(_results(ours, x, grad), _results(peer, x, grad))
+
+
+def parity_with_reference(module: nn.Module, x: torch.Tensor, grad: torch.Tensor) -> float:
+    """The same between the kernels and the reference, for a cell that no peer has."""
     found = []
-    for module in (ours, peer):
-        y, _ = module(x)
-        found.append([y, *torch.autograd.grad(y, [x, *module.parameters()], grad)])
+    for backend in ("llvm", "reference"):
+        with recollect.set_backend(backend):
+            found.append(_results(module, x, grad))
+    return _difference(*found)
+
+
+def _results(module: nn.Module, x: torch.Tensor, grad: torch.Tensor) -> list[torch.Tensor]:
+    y, _ = module(x)
+    return [y.detach(), *torch.autograd.grad(y, [x, *module.parameters()], grad)]
+
+
+def _difference(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
     return max(
-        float((a - b).detach().abs().max() / b.detach().abs().max().clamp_min(1e-30))
-        for a, b in zip(*found, strict=True)
+        float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)) for a, b in zip(found, expected, strict=True)
     )
