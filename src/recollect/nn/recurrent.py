@@ -14,6 +14,7 @@ from recollect.cells.cell import Cell
 from recollect.engine import dispatch
 from recollect.engine.reference import Weights
 from recollect.errors import InputError
+from recollect.nn.checks import check_input, check_sizes, check_states, check_tensor
 from recollect.nn.rows import Rows, pack
 
 
@@ -62,13 +63,7 @@ class Recurrent(nn.Module):
                 expected="a Cell, such as recollect.cells.lstm",
                 remedy="decorate your step with @recollect.cell(gates=..., states=...)",
             )
-        for name, size in (
-            ("input_size", input_size),
-            ("hidden_size", hidden_size),
-            ("num_layers", num_layers),
-        ):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise InputError(f"{name} must be a positive whole number", given=size, expected=">= 1")
+        check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout <= 1:
             raise InputError("dropout must be a probability", given=dropout, expected="0 to 1")
         self.cell = cell
@@ -178,84 +173,23 @@ class Recurrent(nn.Module):
         Returns:
             A sentence that begins with the backend's name, such as ``"llvm: ..."``.
         """
-        data = x.data if isinstance(x, PackedSequence) else x
-        if not isinstance(data, torch.Tensor):
-            raise _not_a_tensor(data)
-        return str(dispatch.choose(data))
+        return str(dispatch.choose(check_tensor(x.data if isinstance(x, PackedSequence) else x)))
 
     def _check_input(self, x: Any) -> None:
-        data = x.data if isinstance(x, PackedSequence) else x
-        if not isinstance(data, torch.Tensor):
-            raise _not_a_tensor(data)
-        weight: torch.Tensor = self.weight_ih_l0  # pyright: ignore[reportAssignmentType]
+        usual = "[B, T, I]" if self.batch_first else "[T, B, I]"
         packed = isinstance(x, PackedSequence)
-        layout = "[B, T, I]" if self.batch_first else "[T, B, I]"
-        if not packed and data.dim() not in (2, 3):
-            raise InputError(
-                "the input has the wrong number of dimensions",
-                given=tuple(data.shape),
-                expected=f"{layout}, or [T, I] for one sequence",
-            )
-        if not data.is_floating_point():
-            raise InputError(
-                "the input must hold floating-point numbers",
-                given=data.dtype,
-                expected=weight.dtype,
-                remedy="x.to(layer.weight_ih_l0.dtype), or nn.Embedding for symbols",
-            )
-        if data.shape[-1] != self.input_size:
-            raise InputError(
-                "the input has the wrong number of features",
-                given=f"{data.shape[-1]} in shape {tuple(data.shape)}",
-                expected=f"input_size = {self.input_size} in the last dimension of {layout}",
-            )
-        if 0 in data.shape[:-1]:
-            raise InputError(
-                "the input is empty", given=tuple(data.shape), expected="at least one row and one step",
-                remedy="skip the call for an empty batch",
-            )  # fmt: skip
-        for what, given, wanted in (
-            ("dtype", data.dtype, weight.dtype),
-            ("device", data.device, weight.device),
-        ):
-            if given != wanted:
-                raise InputError(
-                    f"the input and the layer differ in {what}",
-                    given=given,
-                    expected=wanted,
-                    remedy=f"x.to({str(wanted)!r})" if what == "device" else f"x.to({wanted})",
-                )
+        layouts = ("[N, I]",) if packed else (usual, "[T, I] for one sequence")
+        weight: torch.Tensor = self.weight_ih_l0  # pyright: ignore[reportAssignmentType]
+        check_input(check_tensor(x.data if packed else x), weight, self.input_size, layouts)
 
     def _initial_states(self, state: Any, rows: Rows) -> list[torch.Tensor]:
-        names, data = self.cell.states, rows.data
-        shape = (self.num_layers * self._directions, rows.batch, self.hidden_size)
-        if state is None:
-            zeros = data.new_zeros(shape)
-            return [zeros for _ in names]
-        given: Any = (state,) if isinstance(state, torch.Tensor) else state
-        if not isinstance(given, tuple | list) or len(given) != len(names):
-            raise InputError(
-                "the state has the wrong form",
-                given=f"{len(given)} tensor(s)" if isinstance(given, tuple | list) else type(state).__name__,
-                expected=f"one tensor, {names[0]}" if len(names) == 1 else f"({', '.join(names)})",
-            )
-        wanted = shape[:1] + shape[2:] if rows.unbatched else shape
-        states = []
-        for name, each in zip(names, given, strict=True):
-            if not isinstance(each, torch.Tensor) or tuple(each.shape) != wanted:
-                raise InputError(
-                    f"state {name!r} has the wrong shape",
-                    given=tuple(each.shape) if isinstance(each, torch.Tensor) else type(each).__name__,
-                    expected=f"{wanted}: layers * directions" + ("" if rows.unbatched else ", batch") + ", hidden_size",
-                )
-            if each.dtype != data.dtype or each.device != data.device:
-                raise InputError(
-                    f"state {name!r} and the input differ",
-                    given=f"{each.dtype} on {each.device}",
-                    expected=f"{data.dtype} on {data.device}",
-                )
-            each = each.unsqueeze(1) if rows.unbatched else each
-            states.append(each if rows.order is None else each.index_select(1, rows.order))
+        layers, batch = self.num_layers * self._directions, () if rows.unbatched else (rows.batch,)
+        axes = "layers * directions, " + ("" if rows.unbatched else "batch, ") + "hidden_size"
+        states = check_states(state, self.cell.states, rows.data, (layers, *batch, self.hidden_size), axes)
+        if rows.unbatched:
+            states = [each.unsqueeze(1) for each in states]
+        if rows.order is not None and state is not None:
+            states = [each.index_select(1, rows.order) for each in states]
         return states
 
     def extra_repr(self) -> str:
@@ -270,12 +204,3 @@ class Recurrent(nn.Module):
         }
         parts += [f"{name}={getattr(self, name)}" for name, value in defaults.items() if getattr(self, name) != value]
         return ", ".join(parts)
-
-
-def _not_a_tensor(given: object) -> InputError:
-    return InputError(
-        "the input must be a tensor",
-        given=type(given).__name__,
-        expected="a torch.Tensor or a PackedSequence",
-        remedy="torch.as_tensor(x, dtype=torch.float32)",
-    )
