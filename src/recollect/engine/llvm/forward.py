@@ -61,16 +61,29 @@ def _write_pack(kernel: Kernel, plan: Plan) -> Emitter:
             gates = plan.input_gates if kind == "inp" else plan.recurrent_gates
             source = kernel.pointer(e, "w_ih" if kind == "inp" else "w_hh")
             target = e.at(packed, unit_block * panel + start)
+            row_length = len(gates) * block
+            whole = count // e.lanes * e.lanes
             for position, gate in enumerate(gates):
-                with e.loop(0, block) as lane:
-                    unit = unit_block * block + lane
-                    row = e.at(source, (hidden * gate + unit) * count)
-                    column = e.at(target, lane + position * block)
-                    real = e.choose(unit < hidden, count, e.integer(0))
-                    with e.loop(0, real) as k:
-                        e.store_one(e.load_one(row, k), column, k * (len(gates) * block))
-                    with e.loop(real, count) as k:
-                        e.store_one(zero, column, k * (len(gates) * block))
+                for part in range(tiling.unit_vectors):
+                    first = unit_block * block + part * e.lanes
+                    column = e.at(target, position * block + part * e.lanes)
+                    # Square blocks [units, k] are transposed in registers; what is left of k, one by one.
+                    with e.loop(0, whole, e.lanes) as k:
+                        rows = []
+                        for lane in range(e.lanes):
+                            real = first + lane < hidden
+                            row = e.choose(real, first + lane, e.integer(0))
+                            mask = e.mask(e.choose(real, e.integer(e.lanes), e.integer(0)))
+                            rows.append(e.load_masked(mask, source, (hidden * gate + row) * count + k))
+                        for step, values in enumerate(e.transposed(rows)):
+                            e.store(values, column, (k + step) * row_length)
+                    with e.loop(0, e.lanes) as lane:
+                        row = e.at(source, (hidden * gate + first + lane) * count)
+                        end = e.choose(first + lane < hidden, count, whole)
+                        with e.loop(whole, end) as k:
+                            e.store_one(e.load_one(row, k), column, k * row_length + lane)
+                        with e.loop(end, count) as k:
+                            e.store_one(zero, column, k * row_length + lane)
         for place, name in enumerate(plan.accumulators):
             kind, _, gate_name = name.partition(".")
             gate = plan.gates.index(gate_name)

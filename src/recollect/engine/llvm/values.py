@@ -239,6 +239,22 @@ class Emitter:
         zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
         return Value(self.builder, self.builder.shuffle_vector(first, undefined, zeros))
 
+    def transposed(self, rows: list[Value]) -> list[Value]:
+        """As many vectors as they have lanes, with rows and columns exchanged.
+
+        Each round interleaves the first half of the rows with the second; log2(lanes) rounds transpose.
+        """
+        half = self.lanes // 2
+
+        def interleaved(x: Value, y: Value, start: int) -> Value:
+            order = [start + i // 2 + (i % 2) * self.lanes for i in range(self.lanes)]
+            mask = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), order)
+            return Value(self.builder, self.builder.shuffle_vector(x.ir, y.ir, mask))
+
+        for _ in range(self.lanes.bit_length() - 1):
+            rows = [interleaved(rows[i], rows[i + half], start) for i in range(half) for start in (0, half)]
+        return rows
+
     def zeros(self) -> Value:
         return Value(self.builder, constant(self.vector, 0.0))
 

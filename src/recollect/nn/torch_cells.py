@@ -1,0 +1,108 @@
+"""torch.nn's cells: one time step at a time, for a loop that is the user's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from recollect import cells
+from recollect.cells.cell import Cell
+from recollect.engine import dispatch
+from recollect.engine.reference import Weights
+from recollect.nn.checks import check_input, check_sizes, check_states, check_tensor
+from recollect.nn.torch_compat import rnn_cell
+
+
+class _TorchCell(nn.Module):
+    """One step of a cell, with torch.nn's parameter names: ``weight_ih, weight_hh, bias_ih, bias_hh``."""
+
+    def __init__(self, cell: Cell, input_size: int, hidden_size: int, bias: bool, device: Any, dtype: Any) -> None:
+        super().__init__()
+        check_sizes(input_size=input_size, hidden_size=hidden_size)
+        self.cell, self.input_size, self.hidden_size, self.bias = cell, input_size, hidden_size, bias
+        rows = len(cell.gates) * hidden_size
+        shapes = {"weight_ih": (rows, input_size), "weight_hh": (rows, hidden_size)}
+        shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)} if bias else {}
+        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+            shape = shapes.get(name)
+            made = None if shape is None else nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+            self.register_parameter(name, made)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew, uniform in ±1/sqrt(H), in the order torch.nn draws them."""
+        bound = 1.0 / math.sqrt(self.hidden_size)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def forward(
+        self,
+        input: torch.Tensor,  # noqa: A002  (torch.nn's own name for it)
+        hx: torch.Tensor | Sequence[torch.Tensor] | None = None,
+    ) -> Any:
+        """Run one step.
+
+        Args:
+            input: [B, I], or [I] for one sequence.
+            hx: the states one step ago, [B, H] or [H] each; a tuple where the cell has several. Zeros if None.
+
+        Returns:
+            The new states, in the form of ``hx``.
+
+        Raises:
+            InputError: a shape, dtype or device does not fit.
+        """
+        x = check_tensor(input)
+        weight: torch.Tensor = self.weight_ih  # pyright: ignore[reportAssignmentType]
+        check_input(x, weight, self.input_size, ("[B, I]", "[I] for one sequence"))
+        axes = "batch, hidden_size" if x.dim() == 2 else "hidden_size"
+        states = check_states(hx, self.cell.states, x, (*x.shape[:-1], self.hidden_size), axes)
+        if x.dim() == 1:
+            x, states = x.unsqueeze(0), [each.unsqueeze(0) for each in states]
+        biases: tuple[Any, Any] = (self.bias_ih, self.bias_hh)
+        weights = Weights(weight, self.weight_hh, *biases)  # pyright: ignore[reportArgumentType]
+        _, new = dispatch.run(self.cell, x, [x.shape[0]], states, weights, reverse=False, label="cell")
+        if input.dim() == 1:
+            new = tuple(each.squeeze(0) for each in new)
+        return new[0] if len(self.cell.states) == 1 else tuple(new)
+
+    def backend_for(self, x: torch.Tensor) -> str:
+        """Say which backend would serve ``self(x)``, and why not the others."""
+        return str(dispatch.choose(check_tensor(x)))
+
+    def extra_repr(self) -> str:
+        """What ``print(cell)`` shows in the brackets."""
+        return f"{self.input_size}, {self.hidden_size}" + ("" if self.bias else ", bias=False")
+
+
+class RNNCell(_TorchCell):
+    """One step of the simple recurrent cell; a drop-in for ``torch.nn.RNNCell``.
+
+    Args:
+        nonlinearity: ``"tanh"`` or ``"relu"``.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, bias: bool = True, nonlinearity: str = "tanh",
+                 device: Any = None, dtype: Any = None) -> None:  # fmt: skip
+        super().__init__(rnn_cell(nonlinearity), input_size, hidden_size, bias, device, dtype)
+        self.nonlinearity = nonlinearity
+
+
+class LSTMCell(_TorchCell):
+    """One step of the LSTM; a drop-in for ``torch.nn.LSTMCell``."""
+
+    def __init__(self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None,
+                 dtype: Any = None) -> None:  # fmt: skip
+        super().__init__(cells.lstm, input_size, hidden_size, bias, device, dtype)
+
+
+class GRUCell(_TorchCell):
+    """One step of the GRU; a drop-in for ``torch.nn.GRUCell``."""
+
+    def __init__(self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None,
+                 dtype: Any = None) -> None:  # fmt: skip
+        super().__init__(cells.gru, input_size, hidden_size, bias, device, dtype)
