@@ -3,14 +3,7 @@
 from recollect.nn import init
 from recollect.nn.convert import convert
 from recollect.nn.recurrent import Recurrent
+from recollect.nn.torch_cells import GRUCell, LSTMCell, RNNCell
 from recollect.nn.torch_compat import GRU, LSTM, RNN
 
-__all__ = ["GRU", "LSTM", "RNN", "Recurrent", "convert", "init"]
-
-
-def __getattr__(name: str) -> object:
-    if name in ("RNNCell", "LSTMCell", "GRUCell"):
-        layer = name.removesuffix("Cell")
-        until_then = f"torch.nn.{name}, or recollect.nn.{layer} with sequences of one step"
-        raise AttributeError(f"recollect.nn.{name} is not built yet; until then use {until_then}")
-    raise AttributeError(f"module 'recollect.nn' has no attribute {name!r}; public names: {', '.join(__all__)}")
+__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "Recurrent", "convert", "init"]

@@ -13,6 +13,14 @@ from recollect.errors import InputError, NotYetError
 from recollect.nn.recurrent import Recurrent
 
 
+def rnn_cell(nonlinearity: str) -> Cell:
+    """The simple cell with a nonlinearity, ``"tanh"`` or ``"relu"``."""
+    choices = {"tanh": cells.rnn_tanh, "relu": cells.rnn_relu}
+    if nonlinearity not in choices:
+        raise InputError("unknown nonlinearity", given=repr(nonlinearity), expected="'tanh' or 'relu'")
+    return choices[nonlinearity]
+
+
 class _TorchLayer(Recurrent):
     """What the three layers share: torch.nn's argument names and attributes."""
 
@@ -55,10 +63,7 @@ class RNN(_TorchLayer):
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, nonlinearity: str = "tanh",
                  bias: bool = True, batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False,
                  device: Any = None, dtype: Any = None, *, proj_size: int = 0) -> None:  # fmt: skip
-        choices = {"tanh": cells.rnn_tanh, "relu": cells.rnn_relu}
-        if nonlinearity not in choices:
-            raise InputError("unknown nonlinearity", given=repr(nonlinearity), expected="'tanh' or 'relu'")
-        super().__init__(choices[nonlinearity], input_size, hidden_size, num_layers, bias, batch_first, dropout,
+        super().__init__(rnn_cell(nonlinearity), input_size, hidden_size, num_layers, bias, batch_first, dropout,
                          bidirectional, proj_size, device, dtype)  # fmt: skip
         self.nonlinearity = nonlinearity
         self.mode = f"RNN_{nonlinearity.upper()}"
