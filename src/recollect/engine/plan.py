@@ -177,13 +177,8 @@ def _read_saved(builder: Builder, results: dict[str, Expr], saved: list[int]) ->
         node = builder.nodes[index]
         if index in place:
             copies[index] = target.leaf(f"saved.{place[index]}")
-        elif node.op == "leaf":
-            copies[index] = target.leaf(str(node.attr))
-        elif node.op == "const":
-            copies[index] = target.const(float(node.attr))  # pyright: ignore[reportArgumentType]
         else:
-            attr = None if node.attr is None else float(node.attr)
-            copies[index] = target.apply(node.op, *(copies[i] for i in node.args), attr=attr)
+            copies[index] = target.copy(node, [copies[i] for i in node.args])
     return target.build({name: copies[expr.index] for name, expr in results.items()})
 
 

@@ -201,17 +201,20 @@ class Builder:
             exprs.sort(key=lambda expr: expr.index)
         return self._intern(Node(op, tuple(expr.index for expr in exprs), attr))
 
+    def copy(self, node: Node, args: Sequence[Expr]) -> Expr:
+        """A node of another graph, on arguments of this one."""
+        if node.op == "leaf":
+            return self.leaf(str(node.attr))
+        if node.op == "const":
+            return self.const(float(node.attr))  # pyright: ignore[reportArgumentType]
+        return self.apply(node.op, *args, attr=None if node.attr is None else float(node.attr))
+
     def import_graph(self, graph: Graph, leaf: Callable[[str], Expr] | None = None) -> list[Expr]:
         """Copy a graph's nodes into this one; ``leaf`` may replace leaves. Returns one Expr per node."""
-        copies: list[Expr] = []
+        leaf, copies = leaf or self.leaf, []
         for node in graph.nodes:
-            if node.op == "leaf":
-                copies.append((leaf or self.leaf)(str(node.attr)))
-            elif node.op == "const":
-                copies.append(self.const(float(node.attr)))  # pyright: ignore[reportArgumentType]
-            else:
-                attr = None if node.attr is None else float(node.attr)
-                copies.append(self.apply(node.op, *(copies[i] for i in node.args), attr=attr))
+            args = [copies[i] for i in node.args]
+            copies.append(leaf(str(node.attr)) if node.op == "leaf" else self.copy(node, args))
         return copies
 
     def build(self, outputs: Mapping[str, Expr], names: Mapping[str, Expr] | None = None) -> Graph:

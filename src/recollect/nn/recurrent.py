@@ -93,9 +93,7 @@ class Recurrent(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew, uniform in ±1/sqrt(H), in the order torch.nn draws them."""
-        bound = 1.0 / math.sqrt(self.hidden_size)
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -bound, bound)
+        draw_like_torch(self, self.hidden_size)
 
     def forward(
         self,
@@ -204,3 +202,10 @@ class Recurrent(nn.Module):
         }
         parts += [f"{name}={getattr(self, name)}" for name, value in defaults.items() if getattr(self, name) != value]
         return ", ".join(parts)
+
+
+def draw_like_torch(module: nn.Module, hidden_size: int) -> None:
+    """Draw all parameters of a module, uniform in ±1/sqrt(H); the same seed gives torch.nn's values."""
+    bound = 1.0 / math.sqrt(hidden_size)
+    for parameter in module.parameters():
+        nn.init.uniform_(parameter, -bound, bound)

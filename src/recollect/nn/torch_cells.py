@@ -6,7 +6,6 @@ single step of a small batch takes up to twice the time of torch.nn's own cell.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from recollect.cells.cell import Cell
 from recollect.engine import dispatch
 from recollect.engine.reference import Weights
 from recollect.nn.checks import check_input, check_sizes, check_states, check_tensor
+from recollect.nn.recurrent import draw_like_torch
 from recollect.nn.torch_compat import rnn_cell
 
 
@@ -39,9 +39,7 @@ class _TorchCell(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew, uniform in ±1/sqrt(H), in the order torch.nn draws them."""
-        bound = 1.0 / math.sqrt(self.hidden_size)
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -bound, bound)
+        draw_like_torch(self, self.hidden_size)
 
     def forward(
         self,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from recollect.engine.llvm.values import Emitter, Value
+from recollect.engine.llvm.values import Emitter, Value, constant
 
 # (e^r - 1 - r) / r^2 on |r| <= ln(2)/2, lowest power first. float32: the minimax coefficients of S. Moshier's
 # Cephes library (expf); float64: the Taylor series, whose remainder is below 2e-16 there.
@@ -52,8 +52,6 @@ class VectorTarget:
         self._dtype = emitter.dtype
 
     def const(self, value: float) -> Value:
-        from recollect.engine.llvm.values import constant
-
         return Value(self._e.builder, constant(self._e.vector, float(value)))
 
     # Selection ------------------------------------------------------------------------------------
