@@ -9,7 +9,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import recollect
-from recollect import nn
+from recollect import cells, nn
 from recollect.engine import dispatch, reference
 from recollect.engine.llvm import kernels
 from recollect.errors import BackendError, InputError, NotYetError, RecollectError
@@ -47,9 +47,10 @@ def test_llvm_serves_single_and_double_precision(dtype):
 
 def test_the_reference_says_why_it_serves():
     x = torch.zeros(4, 1, 2)
-    half = nn.LSTM(2, 3, dtype=torch.bfloat16).backend_for(x.bfloat16())
+    half = nn.Recurrent(cells.mgu, 2, 3, dtype=torch.bfloat16).backend_for(x.bfloat16())
     assert half.startswith("reference: ")
     assert "torch.bfloat16" in half
+    assert "'mgu'" in half
     with recollect.set_backend("reference"):
         chosen = nn.LSTM(2, 3).backend_for(x)
     assert chosen.startswith("reference: ")
@@ -63,14 +64,14 @@ def test_backend_for_takes_a_packed_sequence():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("make", [nn.LSTM, nn.GRU, nn.RNN])
-def test_half_precision_has_the_numbers_of_float32(make, dtype, unwarned):
+def test_half_precision_has_the_numbers_of_float32(make, dtype):
     torch.manual_seed(0)
     layer = make(3, 5, dtype=dtype)
     wide = make(3, 5)
     wide.load_state_dict(layer.state_dict())
     x = torch.randn(6, 4, 3).to(dtype)
-    with pytest.warns(UserWarning, match="recollect runs on the reference"):
-        y, _ = layer(x)
+    assert layer.backend_for(x).startswith("torch: ")
+    y, _ = layer(x)
     assert y.dtype == dtype
     assert_equal(y, wide(x.float())[0], VALUE)
     y.sum().backward()
@@ -78,7 +79,8 @@ def test_half_precision_has_the_numbers_of_float32(make, dtype, unwarned):
 
 
 def test_one_warning_a_process(unwarned):
-    first, second = nn.LSTM(2, 3, 2, dtype=torch.bfloat16), nn.GRU(2, 3, dtype=torch.float16)
+    first = nn.Recurrent(cells.mgu, 2, 3, 2, dtype=torch.bfloat16)
+    second = nn.Recurrent(cells.cifg_lstm, 2, 3, dtype=torch.float16)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(2):
@@ -174,7 +176,7 @@ def test_an_unknown_backend_is_named_and_changes_nothing(name):
     assert dispatch._forced == "auto"
 
 
-@pytest.mark.parametrize("name", ["torch", "triton"])
+@pytest.mark.parametrize("name", ["triton"])
 def test_a_backend_to_come_is_said_to_be(name):
     with pytest.raises(NotYetError, match=name):
         recollect.set_backend(name)
@@ -187,6 +189,11 @@ def test_a_forced_backend_that_cannot_serve_is_an_error():
         for call in (layer, layer.backend_for):
             with pytest.raises(BackendError, match=r"torch\.bfloat16.*set_backend"):
                 call(torch.zeros(4, 1, 2).bfloat16())
+    with recollect.set_backend("torch"):
+        for forced in (nn.Recurrent(cells.mgu, 2, 3), nn.LSTM(2, 3, zoneout=0.1)):
+            for call in (forced, forced.backend_for):
+                with pytest.raises(BackendError, match=r"mgu|zoneout"):
+                    call(torch.zeros(4, 1, 2))
     assert issubclass(BackendError, RecollectError)
 
 

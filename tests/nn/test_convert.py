@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.utils.parametrizations import orthogonal
 
 import recollect
 from recollect import convert, nn
@@ -165,13 +166,26 @@ def test_layers_that_cannot_be_taken_are_left_alone_with_a_warning():
     class Special(torch.nn.LSTM):
         pass
 
-    model = torch.nn.Sequential(torch.nn.LSTM(3, 5, proj_size=2))
-    projected = model[0]
-    with pytest.warns(UserWarning, match=r"left 0 as it is: proj_size=2"):
-        assert convert(model)[0] is projected
     special = Special(3, 5)
-    with pytest.warns(UserWarning, match="left the layer as it is: class Special"):
+    with pytest.warns(UserWarning, match="left the layer, a Special, as it is"):
         assert convert(special) is special
+    model = torch.nn.Sequential(orthogonal(torch.nn.LSTM(3, 5), "weight_hh_l0"))
+    parametrised = model[0]
+    with pytest.warns(UserWarning, match="left 0, a ParametrizedLSTM, as it is: .*convert it first"):
+        assert convert(model)[0] is parametrised
+
+
+def test_a_projected_lstm_is_taken():
+    theirs = torch.nn.LSTM(3, 5, 2, bidirectional=True, proj_size=2)
+    x = torch.randn(4, 2, 3)
+    expected, state = theirs(x)
+    ours = convert(theirs)
+    assert ours.proj_size == 2
+    assert ours.weight_hr_l1_reverse is theirs.weight_hr_l1_reverse
+    y, final = ours(x)
+    assert_equal(y, expected)
+    for mine, true in zip(final, state, strict=True):
+        assert_equal(mine, true)
 
 
 def test_a_model_on_another_device_stays_there():

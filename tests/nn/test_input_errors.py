@@ -31,7 +31,6 @@ CALLS = {
     "numpy array": (lambda layer: layer(X.numpy()), ["tensor", "ndarray"]),
     "list": (lambda layer: layer([[1.0, 2.0, 3.0]]), ["tensor", "list"]),
     "nothing": (lambda layer: layer(None), ["tensor", "NoneType"]),
-    "empty batch": (lambda layer: layer(zeros(6, 0, 3)), ["empty", "(6, 0, 3)"]),
     "no steps": (lambda layer: layer(zeros(0, 4, 3)), ["empty", "(0, 4, 3)"]),
     "other dtype": (lambda layer: layer(X.double()), ["dtype", "float64", "float32"]),
     "other device": (lambda layer: layer(X.to("meta")), ["device", "meta", "cpu"]),
@@ -58,6 +57,9 @@ CALLS = {
         ["'c'", "float64", "float32"],
     ),
     "a number as a state": (lambda layer: layer(X, (zeros(1, 4, 5), 0.0)), ["'c'", "float"]),
+    "resets without rows": (lambda layer: layer(X, resets=torch.zeros(6).bool()), ["resets", "(6,)", "(6, 4)"]),
+    "resets that are numbers": (lambda layer: layer(X, resets=zeros(6, 4)), ["resets", "float32", ".bool()"]),
+    "resets in a list": (lambda layer: layer(X, resets=[[True] * 4] * 6), ["resets", "list"]),
     "a number as the states": (lambda layer: layer(X, 0.0), ["state", "float", "(h, c)"]),
 }
 
@@ -109,7 +111,15 @@ CONSTRUCTIONS = {
     "nonlinearity": (lambda: nn.RNN(3, 5, nonlinearity="gelu"), ["nonlinearity", "gelu", "tanh"]),
     "a function in place of a cell": (lambda: nn.Recurrent(torch.tanh, 3, 5), ["cell", "recollect.cell"]),
     "a name in place of a cell": (lambda: nn.Recurrent("lstm", 3, 5), ["cell", "lstm", "recollect.cells.lstm"]),
-    "proj_size": (lambda: nn.LSTM(3, 5, proj_size=2), ["proj_size", "torch.nn.Linear"]),
+    "proj_size as large as hidden_size": (lambda: nn.LSTM(3, 5, proj_size=5), ["proj_size=5", "hidden_size=5"]),
+    "proj_size=-1": (lambda: nn.LSTM(3, 5, proj_size=-1), ["proj_size=-1"]),
+    "proj_size of a cell that reads its output": (
+        lambda: nn.Recurrent(cells.gru, 3, 5, proj_size=2),
+        ["gru", "prev.h", "torch.nn.Linear"],
+    ),
+    "recurrent_dropout=1.5": (lambda: nn.LSTM(3, 5, recurrent_dropout=1.5), ["recurrent_dropout", "1.5"]),
+    "zoneout=-1": (lambda: nn.GRU(3, 5, zoneout=-1), ["zoneout", "-1"]),
+    "zoneout for three states of two": (lambda: nn.LSTM(3, 5, zoneout=(0.1, 0.2, 0.3)), ["zoneout", "h, c"]),
 }
 
 
@@ -127,8 +137,8 @@ def test_a_bad_construction(case):
 def test_our_errors_are_the_built_in_ones_too():
     with pytest.raises(ValueError, match="features"):
         nn.LSTM(3, 5)(zeros(6, 4, 2))
-    with pytest.raises(NotImplementedError, match="proj_size"):
-        nn.LSTM(3, 5, proj_size=2)
+    with pytest.raises(NotImplementedError, match="triton"):
+        recollect.set_backend("triton")
 
 
 def test_a_layer_works_on_after_an_error():

@@ -97,7 +97,6 @@ def test_a_loop_over_the_cell_is_the_layer():
         (lambda: nn.LSTMCell(3, 5)(torch.zeros(2, 3, dtype=torch.long)), "floating-point"),
         (lambda: nn.LSTMCell(3, 5)(torch.zeros(2, 3).double()), "differ in dtype"),
         (lambda: nn.LSTMCell(3, 5)([[1.0, 2.0, 3.0]]), "must be a tensor"),
-        (lambda: nn.LSTMCell(3, 5)(torch.zeros(0, 3)), "empty"),
     ],
 )
 def test_bad_input(call, words):

@@ -9,7 +9,6 @@ import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 from recollect import nn
-from recollect.errors import NotYetError
 from tolerances import GRADIENT, assert_bits, assert_equal
 
 KINDS = {
@@ -228,12 +227,6 @@ def test_huge_inputs_saturate_like_torchs(kind, value):
     mine, true = ours(x)[0], theirs(x)[0]
     assert_bits(mine.isnan(), true.isnan())
     torch.testing.assert_close(mine, true, rtol=1e-5, atol=1e-5, equal_nan=True)
-
-
-@pytest.mark.parametrize("make", [nn.RNN, nn.LSTM, nn.GRU])
-def test_proj_size_is_said_to_come(make):
-    with pytest.raises(NotYetError, match="proj_size"):
-        make(3, 5, proj_size=2)
 
 
 def test_the_default_is_torchs_printed_form():

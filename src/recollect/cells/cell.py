@@ -103,7 +103,7 @@ class Cell:
             for leaf in parsed.leaves:
                 kind, _, field = leaf.partition(".")
                 leaves[leaf] = getattr(kinds[kind], field)
-            like = prev[0]
+            like = inp[0]
             values = parsed.evaluate(leaves, TorchTarget(like.dtype))
             return tuple(
                 torch.broadcast_to(torch.as_tensor(values[state], dtype=like.dtype, device=like.device), like.shape)

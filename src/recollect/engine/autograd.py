@@ -16,7 +16,7 @@ from recollect.engine.llvm.kernels import kernels_for
 from recollect.engine.llvm.machine import host
 from recollect.engine.llvm.problem import Problem, dense_problem
 from recollect.engine.llvm.team import team
-from recollect.engine.reference import Weights
+from recollect.engine.reference import PLAIN, Extras, Result, Weights
 from recollect.errors import InputError
 
 _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
@@ -31,6 +31,11 @@ def obstacle(x: torch.Tensor) -> str | None:
         return f"a tensor on {x.device}"
     if x.dtype not in _DTYPES:
         return str(x.dtype)
+    return transformed(x)
+
+
+def transformed(x: torch.Tensor) -> str | None:
+    """Why no kernel can take rows like ``x``: they stand for something else than numbers in memory."""
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return "a call that is being traced"
     if _functorch.peek_interpreter_stack() is not None:
@@ -51,7 +56,7 @@ def description(x: torch.Tensor) -> str:
     using = f"one thread ({why_single})" if why_single else f"up to {threads} thread(s)"
     return (
         f"kernels for {machine.cpu}, {machine.lanes(_DTYPES[x.dtype])} lanes of {_DTYPES[x.dtype]}, {using}; "
-        "reference is slower; torch and triton are not built yet"
+        "torch and reference are slower; triton is not built yet"
     )
 
 
@@ -61,24 +66,28 @@ def run(
     batch_sizes: Sequence[int],
     states: Sequence[torch.Tensor],
     weights: Weights,
+    extras: Extras,
     *,
     reverse: bool,
-) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+) -> Result:
     """Run one layer in one direction; arguments and returns as `reference.run`."""
-    tensors = (x, *weights[:4], *states, *weights.vectors)
-    _check(cell, tensors, states[0].shape[1])
     if not batch_sizes:  # every row has length 0: nothing to do, and nothing that a kernel could be given
-        return reference.run(cell, x, batch_sizes, states, weights, reverse=reverse)
-    problem = _problem(cell, x, batch_sizes, states[0], reverse)
+        return reference.run(cell, x, batch_sizes, states, weights, extras, reverse=reverse)
+    tensors = (x, *weights[:4], *states, *weights.vectors)
+    _check(cell, tensors, extras)
+    problem = _problem(cell, x, batch_sizes, states[0], extras, reverse)
     if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in tensors):
-        y, *final = _Layer.apply(cell, batch_sizes, reverse, problem, *tensors)  # pyright: ignore[reportGeneralTypeIssues]
-        return y, tuple(final)
-    y, final, _ = _forward(problem, tensors, save=False)
-    return y, tuple(final)
+        results: Any = _Layer.apply(cell, batch_sizes, extras, reverse, problem, *tensors)
+        wanted = len(problem.plan.outputs)
+        return results[:wanted], results[wanted:]
+    outputs, final, _ = _forward(problem, tensors, extras, save=False)
+    return tuple(outputs), tuple(final)
 
 
-def _problem(cell: Cell, x: torch.Tensor, batch_sizes: Sequence[int], state: torch.Tensor, reverse: bool) -> Problem:
-    kernels = kernels_for(cell.graph, cell.gates, cell.states, cell.vectors, _DTYPES[x.dtype])
+def _problem(
+    cell: Cell, x: torch.Tensor, batch_sizes: Sequence[int], state: torch.Tensor, extras: Extras, reverse: bool
+) -> Problem:
+    kernels = kernels_for(cell.graph, cell.gates, cell.states, cell.vectors, _DTYPES[x.dtype], extras.variant)
     rows, inputs = x.shape
     batch, hidden = state.shape
     workers = team()
@@ -94,21 +103,31 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, cell: Cell, batch_sizes: Sequence[int], reverse: bool, problem: Problem, *tensors: Any
+        ctx: Any,
+        cell: Cell,
+        batch_sizes: Sequence[int],
+        extras: Extras,
+        reverse: bool,
+        problem: Problem,
+        *tensors: Any,
     ) -> Any:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
-        ctx.cell, ctx.batch_sizes, ctx.reverse, ctx.problem = cell, batch_sizes, reverse, problem
-        y, final, ctx.memory = _forward(problem, tensors, save=True)
-        return (y, *final)
+        ctx.cell, ctx.batch_sizes, ctx.extras, ctx.reverse, ctx.problem = cell, batch_sizes, extras, reverse, problem
+        outputs, final, ctx.memory = _forward(problem, tensors, extras, save=True)
+        return (*outputs, *final)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> Any:
+        needed = ctx.needs_input_grad[_BEFORE_TENSORS:]
         if torch.is_grad_enabled() or any(map(_is_batched, grads)):
-            found = _differentiable_backward(ctx, grads)
+            found = _differentiable_backward(ctx, needed, grads)
         else:
-            found = _backward(ctx.problem, ctx.memory, ctx.saved_tensors, ctx.needs_input_grad[4:], grads)
-        return (None, None, None, None, *found)
+            found = _backward(ctx.problem, ctx.memory, ctx.saved_tensors, ctx.extras, needed, grads)
+        return (*[None] * _BEFORE_TENSORS, *found)
+
+
+_BEFORE_TENSORS = 5  # arguments of _Layer.forward before the tensors
 
 
 def _is_batched(grad: torch.Tensor | None) -> bool:
@@ -116,18 +135,22 @@ def _is_batched(grad: torch.Tensor | None) -> bool:
     return grad is not None and (_functorch.is_batchedtensor(grad) or _functorch.is_legacy_batchedtensor(grad))
 
 
-def _differentiable_backward(ctx: Any, grads: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
+def _differentiable_backward(
+    ctx: Any, needed: Sequence[bool], grads: Sequence[torch.Tensor | None]
+) -> list[torch.Tensor | None]:
     """The backward pass in PyTorch's own operations, which can be differentiated and batched."""
     tensors, create_graph = ctx.saved_tensors, torch.is_grad_enabled()
     x, weight_ih, weight_hh, bias_ih, bias_hh, *rest = tensors
     states, vectors = rest[: len(ctx.cell.states)], rest[len(ctx.cell.states) :]
-    weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh, vectors)
+    weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh, None, vectors)
     with torch.enable_grad():
-        y, final = reference.run(ctx.cell, x, ctx.batch_sizes, states, weights, reverse=ctx.reverse)
+        outputs, final = reference.run(ctx.cell, x, ctx.batch_sizes, states, weights, ctx.extras, reverse=ctx.reverse)
     pairs = [
-        (out, grad) for out, grad in zip((y, *final), grads, strict=True) if grad is not None and out.requires_grad
+        (out, grad)
+        for out, grad in zip((*outputs, *final), grads, strict=True)
+        if grad is not None and out.requires_grad
     ]
-    wanted = [place for place, needed in enumerate(ctx.needs_input_grad[4:]) if needed]
+    wanted = [place for place, need in enumerate(needed) if need]
     found = torch.autograd.grad(
         [out for out, _ in pairs],
         [tensors[place] for place in wanted],
@@ -146,14 +169,14 @@ def _readable(tensors: Sequence[Any]) -> list[Any]:
     return [None if each is None else each.contiguous().resolve_neg() for each in tensors]
 
 
-def _check(cell: Cell, tensors: Sequence[Any], hidden: int) -> None:
+def _check(cell: Cell, tensors: Sequence[Any], extras: Extras) -> None:
     """Refuse tensors whose memory is not what the kernel will read.
 
     Raises:
-        InputError: a parameter has another shape, dtype or device than the layer needs.
+        InputError: a parameter, or what the call adds, has another shape, dtype or device than the layer needs.
     """
-    x, batch = tensors[0], tensors[5].shape[0]
-    gates = len(cell.gates) * hidden
+    x, (batch, hidden) = tensors[0], tensors[5].shape
+    rows, gates = x.shape[0], len(cell.gates) * hidden
     wanted = [(gates, x.shape[1]), (gates, hidden), (gates,), (gates,)]
     wanted += [(batch, hidden)] * len(cell.states) + [(hidden,)] * len(cell.vectors)
     for place, (tensor, shape) in enumerate(zip(tensors[1:], wanted, strict=True)):
@@ -161,79 +184,130 @@ def _check(cell: Cell, tensors: Sequence[Any], hidden: int) -> None:
             continue
         if tensor.shape != shape or tensor.dtype != x.dtype or tensor.device != x.device:
             names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", *cell.states, *cell.vectors)
-            raise InputError(
-                f"{names[place]} does not fit the layer and its input",
-                given=f"{tuple(tensor.shape)}, {tensor.dtype} on {tensor.device}",
-                expected=f"{shape}, {x.dtype} on {x.device}",
-            )
+            raise _misfit(names[place], tensor, f"{shape}, {x.dtype} on {x.device}")
+    if extras is PLAIN:
+        return
+    added = [
+        ("resets", extras.resets, [(rows,)], torch.bool),
+        ("feed_mask", extras.feed_mask, [(batch, hidden)], x.dtype),
+    ]
+    added += [("keep", keep, [(rows, hidden), (hidden,)], x.dtype) for keep in extras.keep]
+    for name, tensor, shapes, dtype in added:
+        if tensor is not None and (tensor.shape not in shapes or tensor.dtype != dtype or tensor.device != x.device):
+            raise _misfit(name, tensor, f"{shapes[0]}, {dtype} on {x.device}")
+
+
+def _misfit(name: str, tensor: torch.Tensor, expected: str) -> InputError:
+    return InputError(
+        f"{name} does not fit the layer and its input",
+        given=f"{tuple(tensor.shape)}, {tensor.dtype} on {tensor.device}",
+        expected=expected,
+    )
+
+
+def _fed(extras: Extras, states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The initial states of the kernel: the cell's, and the masked output where W_hh multiplies that."""
+    return [*states, *(() if extras.feed_mask is None else (states[0] * extras.feed_mask,))]
+
+
+def _given(problem: Problem, extras: Extras) -> tuple[list[int], list[torch.Tensor]]:
+    """The arguments of the slots of `given_slots`, and the tensors that they point into."""
+    hidden, arguments = problem.hidden, []
+    readable = _readable(extras.keep)
+    for keep in readable:
+        arguments += (keep.data_ptr(), hidden if keep.dim() > 1 else 0, 0)
+    if extras.feed_mask is not None:
+        readable += _readable([extras.feed_mask])
+        arguments += (readable[-1].data_ptr(), 0, hidden)
+    if extras.resets is not None:
+        readable.append(extras.resets.long().contiguous())
+        arguments.append(readable[-1].data_ptr())
+    return arguments, readable
 
 
 def _forward(
-    problem: Problem, tensors: Sequence[Any], *, save: bool
-) -> tuple[torch.Tensor, list[torch.Tensor], Buffer]:
-    """Run the forward kernel: y, the final states, and the memory that holds what `_backward` reads."""
+    problem: Problem, tensors: Sequence[Any], extras: Extras, *, save: bool
+) -> tuple[list[torch.Tensor], list[torch.Tensor], Buffer]:
+    """Run the forward kernel: outputs, final states, and the memory that holds what `_backward` reads."""
     x, weight_ih, weight_hh, bias_ih, bias_hh, *rest = _readable(tensors)
-    count, hidden = len(problem.plan.states), problem.hidden
-    y = x.new_empty(problem.rows, hidden)
-    final = [x.new_empty(problem.batch, problem.width) for _ in range(count)]
+    plan, hidden = problem.plan, problem.hidden
+    count = len(rest) - len(plan.vectors)
+    initial, vectors = _fed(extras, rest[:count]), rest[count:]
+    outputs = [x.new_empty(problem.rows, hidden) for _ in plan.outputs]
+    final = [x.new_empty(problem.batch, problem.width) for _ in plan.states]
+    given, alive = _given(problem, extras)
     kernel = problem.train if save else problem.infer
     memory = Buffer(x.dtype, kernel.parts)
     kernel.run(
         x.data_ptr(),
-        y.data_ptr(),
         weight_ih.data_ptr(),
         weight_hh.data_ptr(),
         0 if bias_ih is None else bias_ih.data_ptr(),
         0 if bias_hh is None else bias_hh.data_ptr(),
         *memory.addresses,
-        *[each.data_ptr() for each in rest[:count]],
+        *[each.data_ptr() for each in outputs],
+        *[each.data_ptr() for each in initial],
         *[each.data_ptr() for each in final],
-        *[each.data_ptr() for each in rest[count:]],
+        *[each.data_ptr() for each in vectors],
+        *given,
     )
+    del final[count:], alive
     if problem.width != hidden:
         final = [each[:, :hidden].contiguous() for each in final]
     if problem.begun < problem.batch:  # rows of length 0
-        for each, start in zip(final, rest, strict=False):
+        for each, start in zip(final, initial, strict=False):
             each[problem.begun :] = start[problem.begun :]
-    return y, final, memory
+    return outputs, final, memory
 
 
 def _backward(
     problem: Problem,
     memory: Buffer,
     tensors: Sequence[Any],
+    extras: Extras,
     needed: Sequence[bool],
     grads: Sequence[torch.Tensor | None],
 ) -> list[torch.Tensor | None]:
-    """Gradients of ``tensors`` (None where not needed) from those of y and the final states."""
+    """Gradients of ``tensors`` (None where not needed) from those of the outputs and the final states."""
     x, weight_ih, weight_hh, _, _, *rest = _readable(tensors)
     plan, hidden, gates = problem.plan, problem.hidden, problem.gates
-    count = len(plan.states)
-    dy, *dfinal = grads
-    dstates = [x.new_zeros(problem.batch, problem.grad_width) for _ in range(count)]
-    for into, grad in zip(dstates, dfinal, strict=True):
+    count, wanted = len(rest) - len(plan.vectors), len(plan.outputs)
+    dstates = [x.new_zeros(problem.batch, problem.grad_width) for _ in plan.states]
+    for into, grad in zip(dstates, grads[wanted:], strict=False):
         if grad is not None:
             into[:, :hidden] = grad
+    restarts = [torch.zeros_like(each) for each in dstates] if plan.resets else []
     sums = x.new_zeros(problem.sums)
     dx = torch.empty_like(x) if needed[0] else None
     dw_ih, dw_hh = (torch.zeros_like(w) if needed[1] or needed[2] else None for w in (weight_ih, weight_hh))
-    kernel = problem.backward_without_dy if dy is None else problem.backward
-    dy = x.new_zeros(hidden) if dy is None else _readable([dy])[0]
+    zeros = x.new_zeros(hidden) if any(grad is None for grad in grads[:wanted]) else None
+    doutputs = [zeros if grad is None else grad for grad in _readable(grads[:wanted])]
+    given, alive = _given(problem, extras)
+    kernel = problem.backward
     scratch = Buffer(x.dtype, kernel.parts)
     kernel.run(
         x.data_ptr(),
         0 if dx is None else dx.data_ptr(),
-        dy.data_ptr(),
         weight_ih.data_ptr(),
         weight_hh.data_ptr(),
         0 if dw_ih is None else dw_ih.data_ptr(),
         0 if dw_hh is None else dw_hh.data_ptr(),
         sums.data_ptr(),
         *memory.addresses[3:],
+        *[each.data_ptr() for each in doutputs],
+        *[0 if each is zeros else hidden for each in doutputs],
         *[each.data_ptr() for each in dstates],
+        *[each.data_ptr() for each in restarts],
         *[each.data_ptr() for each in rest[count:]],
+        *given,
         *scratch.addresses,
     )
+    del alive
+    dinitial = [each[:, :hidden] for each in dstates]
+    if plan.resets:
+        dinitial = [each + restart[:, :hidden] for each, restart in zip(dinitial, restarts, strict=True)]
+    if extras.feed_mask is not None:
+        dinitial[0] = dinitial[0] + dinitial.pop() * extras.feed_mask
     dbias_ih = sums[:gates]
     dbias_hh = sums[gates : 2 * gates] if plan.split else dbias_ih
     dvectors = sums[problem.columns - len(plan.vectors) * hidden : problem.columns]
@@ -243,7 +317,7 @@ def _backward(
         dw_hh,
         dbias_ih,
         dbias_hh,
-        *[each[:, :hidden] for each in dstates],
+        *dinitial,
         *(dvectors.split(hidden) if plan.vectors else ()),
     ]
     return [grad if wanted else None for grad, wanted in zip(found, needed, strict=True)]

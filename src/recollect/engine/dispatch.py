@@ -12,11 +12,17 @@ from dataclasses import dataclass
 import torch
 
 from recollect.cells.cell import Cell
-from recollect.engine import autograd, reference
+from recollect.engine import autograd, reference, torch_kernels
+from recollect.engine.plan import Variant
+from recollect.engine.reference import PLAIN
 from recollect.errors import BackendError, InputError, NotYetError
 
 BACKENDS = ("auto", "reference", "llvm", "torch", "triton")
-_LATER = ("torch", "triton")
+_LATER = ("triton",)
+_SERVES = {
+    "llvm": "float32 or float64 on the CPU, without proj_size",
+    "torch": "lstm, gru, rnn_tanh or rnn_relu, without resets, return_states, recurrent_dropout or zoneout",
+}
 
 _forced = "auto"
 _warned = False
@@ -42,12 +48,13 @@ class set_backend:  # noqa: N801  (used as a function; an object only so that `w
     A backward pass uses what its forward pass chose.
 
     Args:
-        name: ``"auto"`` takes llvm where it can and says so where it cannot; ``"reference"`` is the plain
-            loop in PyTorch; ``"llvm"`` the kernels for this CPU, an error where they cannot serve.
+        name: ``"auto"`` takes llvm where it can, else torch where it can, else the reference, and says so;
+            ``"reference"`` is the plain loop in PyTorch; ``"llvm"`` the kernels for this CPU and ``"torch"``
+            torch's own for the standard cells, each an error where they cannot serve.
 
     Raises:
         InputError: there is no such backend.
-        NotYetError: ``"torch"`` and ``"triton"`` are not built yet.
+        NotYetError: ``"triton"`` is not built yet.
 
     Example:
         >>> recollect.set_backend("reference")      # from here on
@@ -60,7 +67,7 @@ class set_backend:  # noqa: N801  (used as a function; an object only so that `w
         if name not in BACKENDS:
             raise InputError("there is no such backend", given=repr(name), expected=", ".join(BACKENDS))
         if name in _LATER:
-            raise NotYetError(f"backend {name!r} is not built yet", remedy='use "auto", "reference" or "llvm"')
+            raise NotYetError(f"backend {name!r} is not built yet", remedy='use "auto", "llvm", "torch" or "reference"')
         self._before, _forced = _forced, name
 
     def __enter__(self) -> set_backend:
@@ -86,8 +93,14 @@ def listening(listener: Callable[[str], reference.Tap | None]) -> Iterator[None]
         _listener.reset(token)
 
 
-def choose(x: torch.Tensor) -> Choice:
+def choose(cell: Cell, x: torch.Tensor, *, projected: bool = False, variant: Variant = PLAIN.variant) -> Choice:
     """Decide which backend serves rows like ``x``.
+
+    Args:
+        cell: the step.
+        x: the input, or rows of it.
+        projected: the layer projects its output.
+        variant: what the call asks for beyond the plain recurrence.
 
     Raises:
         BackendError: a backend was forced that cannot serve them.
@@ -96,17 +109,24 @@ def choose(x: torch.Tensor) -> Choice:
         return Choice("reference", "a diagnosis is listening")
     if _forced == "reference":
         return Choice("reference", 'chosen with set_backend("reference")')
-    obstacle = autograd.obstacle(x)
-    if obstacle is None:
-        return Choice("llvm", autograd.description(x))
-    if _forced == "llvm":
+    obstacles: dict[str, str | None] = {
+        "llvm": "a projected output (proj_size)" if projected else autograd.obstacle(x),
+        "torch": torch_kernels.obstacle(cell, x, variant, projected=projected),
+    }
+    if _forced != "auto" and obstacles[_forced] is not None:
         raise BackendError(
-            "the llvm backend was forced and cannot serve this call",
-            given=obstacle,
-            expected="float32 or float64 on the CPU",
+            f"the {_forced} backend was forced and cannot serve this call",
+            given=obstacles[_forced],
+            expected=_SERVES[_forced],
             remedy='recollect.set_backend("auto")',
         )
-    return Choice("reference", f"a plain loop in PyTorch, because llvm cannot take {obstacle}")
+    if _forced != "torch" and obstacles["llvm"] is None:
+        return Choice("llvm", autograd.description(x))
+    if obstacles["torch"] is None:
+        llvm = f"llvm cannot take {obstacles['llvm']}" if _forced == "auto" else 'chosen with set_backend("torch")'
+        return Choice("torch", f"torch's own kernels; {llvm}")
+    why = f"llvm cannot take {obstacles['llvm']}, torch cannot take {obstacles['torch']}"
+    return Choice("reference", f"a plain loop in PyTorch, because {why}")
 
 
 def run(
@@ -115,22 +135,26 @@ def run(
     batch_sizes: Sequence[int],
     states: Sequence[torch.Tensor],
     weights: reference.Weights,
+    extras: reference.Extras = PLAIN,
     *,
     reverse: bool,
     label: str,
-) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+) -> reference.Result:
     """Run one layer in one direction on the backend that serves it; see `reference.run`.
 
     Args:
         label: the layer and direction, such as ``"l0_reverse"``, for whoever listens.
     """
     listener = _listener.get()
-    if listener is None and _forced != "reference":
-        if autograd.obstacle(x) is None:
-            return autograd.run(cell, x, batch_sizes, states, weights, reverse=reverse)
-        _warn_once(choose(x))  # raises where llvm was forced
+    if listener is None and _forced in ("auto", "llvm") and weights.hr is None and autograd.obstacle(x) is None:
+        return autograd.run(cell, x, batch_sizes, states, weights, extras, reverse=reverse)  # most calls by far
+    choice = choose(cell, x, projected=weights.hr is not None, variant=extras.variant)
+    if choice.name == "torch" and batch_sizes:
+        return torch_kernels.run(cell, x, batch_sizes, states, weights, reverse=reverse)
+    if choice.name == "reference" and listener is None and _forced != "reference":
+        _warn_once(choice)
     tap = listener(label) if listener else None
-    return reference.run(cell, x, batch_sizes, states, weights, reverse=reverse, tap=tap)
+    return reference.run(cell, x, batch_sizes, states, weights, extras, reverse=reverse, tap=tap)
 
 
 def _warn_once(choice: Choice) -> None:

@@ -7,6 +7,9 @@ product and the recurrent product each write one contiguous run of them:
     [shares of the input alone | fused | shares of the recurrence alone]
 
 For the backward pass the results of costly operations are saved and cheap arithmetic is done again.
+
+Zoneout and recurrent dropout are changes of the step, so they are made here, to the graph, and every target
+has them (`Variant`).
 """
 
 from __future__ import annotations
@@ -14,9 +17,34 @@ from __future__ import annotations
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 from recollect.graph import ops
 from recollect.graph.graph import Builder, Expr, Graph, vjp
+
+# The copy of the output that W_hh multiplies, where that is not the output itself. No state of an author's
+# begins with an underscore.
+FED = "_fed"
+
+
+class Variant(NamedTuple):
+    """What a kind of call asks for beyond the plain recurrence; each combination is a kernel of its own.
+
+    Attributes:
+        zoneout: states are blended with what they were: ``s = k s_prev + (1 - k) s_new``, with k the leaf
+            ``keep.s`` (Krueger et al., "Zoneout", 2017; k is 0 or 1 in training, its mean afterwards).
+        feed_mask: W_hh multiplies ``m h`` rather than h, with m the leaf ``mask.h`` (Gal & Ghahramani, 2016).
+        resets: a row's states may return to their initial values before a step.
+        all_states: every state of every step is a result, not only the output.
+    """
+
+    zoneout: bool = False
+    feed_mask: bool = False
+    resets: bool = False
+    all_states: bool = False
+
+
+_PLAIN = Variant()
 
 
 @dataclass(frozen=True)
@@ -24,19 +52,30 @@ class Plan:
     """How one cell is computed.
 
     Attributes:
-        gates, states, vectors: the declaration's names.
+        gates, vectors: the declaration's names.
+        states: the declaration's, and `FED` where the output is masked on its way to W_hh.
+        fed: the state that W_hh multiplies.
+        outputs: the states whose value at every step is a result.
+        given: leaves that each call supplies a number for, row by row and unit by unit, without gradient:
+            ``keep.s``, ``mask.h``.
+        resets: see `Variant`.
         accumulators: leaf names ``pre.k``, ``inp.k``, ``rec.k`` in kernel order.
         input_range, recurrent_range: the runs of accumulators that x W_ih and h W_hh add to.
-        forward: leaves are accumulators, ``prev.s``, ``vec.v``; outputs ``next.s`` and then ``saved.j``.
+        forward: leaves are accumulators, ``prev.s``, ``vec.v`` and those of ``given``; outputs ``next.s`` and
+            then ``saved.j``.
         saved: how many values per row and unit the forward pass saves (the outputs ``saved.j``).
-        backward: leaves are ``grad.s`` (dL/ds leaving the step), ``saved.j``, ``prev.s``, ``vec.v``;
-            outputs ``dinp.k``, ``drec.k`` for every gate, ``dprev.s`` and ``dvec.v``.
+        backward: leaves are ``grad.s`` (dL/ds leaving the step), ``saved.j``, ``prev.s``, ``vec.v`` and those
+            of ``given``; outputs ``dinp.k``, ``drec.k`` for every gate, ``dprev.s`` and ``dvec.v``.
         split: some gate has different gradients for its two shares.
     """
 
     gates: tuple[str, ...]
     states: tuple[str, ...]
     vectors: tuple[str, ...]
+    fed: str
+    outputs: tuple[str, ...]
+    given: tuple[str, ...]
+    resets: bool
     accumulators: tuple[str, ...]
     input_range: tuple[int, int]
     recurrent_range: tuple[int, int]
@@ -64,8 +103,14 @@ class Plan:
 
 
 @lru_cache(maxsize=256)
-def make_plan(graph: Graph, gates: tuple[str, ...], states: tuple[str, ...], vectors: tuple[str, ...]) -> Plan:
-    """Derive the plan of a cell from its graph."""
+def make_plan(
+    graph: Graph,
+    gates: tuple[str, ...],
+    states: tuple[str, ...],
+    vectors: tuple[str, ...],
+    variant: Variant = _PLAIN,
+) -> Plan:
+    """Derive the plan of a cell from its graph, for one kind of call."""
     fused = tuple(gate for gate in gates if _only_added(graph, gate))
     apart = tuple(gate for gate in gates if gate not in fused)
     inp_only = tuple(f"inp.{gate}" for gate in apart if f"inp.{gate}" in graph.leaves)
@@ -75,6 +120,16 @@ def make_plan(graph: Graph, gates: tuple[str, ...], states: tuple[str, ...], vec
     builder = Builder()
     step = _fuse(builder, graph, fused)
     nexts = {state: step[index] for state, index in graph.outputs}
+    given: tuple[str, ...] = ()
+    outputs = states if variant.all_states else states[:1]
+    if variant.zoneout:
+        given += tuple(f"keep.{state}" for state in states)
+        nexts = {state: _kept(builder, state, new) for state, new in nexts.items()}
+    if variant.feed_mask:
+        mask = f"mask.{states[0]}"
+        given += (mask,)
+        nexts[FED] = nexts[states[0]] * builder.leaf(mask)
+        states = (*states, FED)
     seeds = [(nexts[state], builder.leaf(f"grad.{state}")) for state in states]
     wrt = [*accumulators, *(f"prev.{state}" for state in states), *(f"vec.{vector}" for vector in vectors)]
     grads = dict(zip(wrt, vjp(seeds, [builder.leaf(name) for name in wrt]), strict=True))
@@ -87,7 +142,7 @@ def make_plan(graph: Graph, gates: tuple[str, ...], states: tuple[str, ...], vec
     results |= {f"dprev.{state}": grads[f"prev.{state}"] or zero for state in states}
     results |= {f"dvec.{vector}": grads[f"vec.{vector}"] or zero for vector in vectors}
 
-    saved = _choose_saved(builder, results, step)
+    saved = _choose_saved(builder, results, nexts)
     forward = builder.build(
         {
             **{f"next.{state}": expr for state, expr in nexts.items()},
@@ -98,6 +153,10 @@ def make_plan(graph: Graph, gates: tuple[str, ...], states: tuple[str, ...], vec
         gates=gates,
         states=states,
         vectors=vectors,
+        fed=FED if variant.feed_mask else states[0],
+        outputs=outputs,
+        given=given,
+        resets=variant.resets,
         accumulators=accumulators,
         input_range=(0, len(inp_only) + len(fused)),
         recurrent_range=(len(inp_only), len(accumulators)),
@@ -135,13 +194,20 @@ def _fuse(builder: Builder, graph: Graph, fused: tuple[str, ...]) -> list[Expr]:
     return builder.import_graph(graph, leaf)
 
 
-def _choose_saved(builder: Builder, results: dict[str, Expr], step: list[Expr]) -> list[int]:
+def _kept(builder: Builder, state: str, new: Expr) -> Expr:
+    """The state under zoneout; in this form exact where ``keep`` is 0 or 1."""
+    keep = builder.leaf(f"keep.{state}")
+    return keep * builder.leaf(f"prev.{state}") + (1.0 - keep) * new
+
+
+def _choose_saved(builder: Builder, results: dict[str, Expr], nexts: dict[str, Expr]) -> list[int]:
     """Choose which values of the forward pass the backward pass reads, as node indices.
 
     Costly results and pre-activations that it needs are saved. A cheap value is computed again where all
     that it depends on is at hand already, and saved where that would drag in something new.
     """
-    own = {expr.index for expr in step}  # nodes of the forward pass; all others belong to the backward
+    # Nodes of the forward pass; all others belong to the backward.
+    own = _reachable(builder, nexts.values(), stop=())
     needed = _reachable(builder, results.values(), stop=own) & own
 
     def saves_itself(index: int) -> bool:
@@ -149,11 +215,11 @@ def _choose_saved(builder: Builder, results: dict[str, Expr], step: list[Expr]) 
         return node.op in ops.ROWS and ops.ROWS[node.op].costly
 
     saved = {index for index in needed if saves_itself(index)}
-    at_hand: set[int] = set()  # saved, previous states, vectors, constants, and cheap arithmetic on these
+    at_hand: set[int] = set()  # saved, what the call gives, previous states, vectors, and cheap arithmetic on these
     for index in sorted(own):
         node = builder.nodes[index]
         if node.op == "leaf":
-            known = str(node.attr).partition(".")[0] in ("prev", "vec")
+            known = str(node.attr).partition(".")[0] in ("prev", "vec", "keep", "mask")
         else:
             known = not saves_itself(index) and at_hand.issuperset(node.args)
         if index in needed and not known and index not in saved:

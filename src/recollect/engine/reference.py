@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from recollect.cells.cell import Cell
+from recollect.engine.plan import Variant
 
 # Called with (index of the step in time, its states [rows, H] as they leave the step); returns the states
 # that the next step and the output are to use. Diagnosis cuts the graph here.
@@ -18,12 +19,13 @@ Tap = Callable[[int, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]
 
 
 class Weights(NamedTuple):
-    """The parameters of one layer in one direction.
+    """The parameters of one layer in one direction; F is P where there is a projection, else H.
 
     Attributes:
         ih: W_ih [G * H, I].
-        hh: W_hh [G * H, H].
+        hh: W_hh [G * H, F].
         bias_ih, bias_hh: [G * H] or None.
+        hr: W_hr [P, H], which projects the output, or None.
         vectors: the per-unit parameters, [H] each.
     """
 
@@ -31,7 +33,35 @@ class Weights(NamedTuple):
     hh: torch.Tensor
     bias_ih: torch.Tensor | None
     bias_hh: torch.Tensor | None
+    hr: torch.Tensor | None = None
     vectors: Sequence[torch.Tensor] = ()
+
+
+class Extras(NamedTuple):
+    """What a call adds to the plain recurrence; see `Variant` for what each means.
+
+    Attributes:
+        resets: [N] bool; a row's states return to their initial values before the step.
+        feed_mask: [B, F]; W_hh multiplies ``feed_mask * h``.
+        keep: for each state [N, its size], or [its size] for all rows; how much of its old value it keeps.
+        all_states: return every state of every step, not only the output.
+    """
+
+    resets: torch.Tensor | None = None
+    feed_mask: torch.Tensor | None = None
+    keep: Sequence[torch.Tensor] = ()
+    all_states: bool = False
+
+    @property
+    def variant(self) -> Variant:
+        """The kind of kernel that serves such a call."""
+        return Variant(bool(self.keep), self.feed_mask is not None, self.resets is not None, self.all_states)
+
+
+PLAIN = Extras()
+
+# y [N, F] (and the other states, where all are wanted), and each state [B, its size] at the end.
+Result = tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]
 
 
 def run(
@@ -40,48 +70,70 @@ def run(
     batch_sizes: Sequence[int],
     states: Sequence[torch.Tensor],
     weights: Weights,
+    extras: Extras = PLAIN,
     *,
     reverse: bool = False,
     tap: Tap | None = None,
-) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+) -> Result:
     """Run one layer in one direction over packed rows.
 
     Args:
         cell: the step.
         x: [N, I], the rows of step 0, then of step 1, ...; N is the sum of ``batch_sizes``.
         batch_sizes: how many rows are active at each step, never growing (`PackedSequence`'s layout).
-        states: initial value of each state, [B, H]; rows sorted by length, longest first.
+        states: initial value of each state, [B, its size]; rows sorted by length, longest first.
         weights: of the layer and direction.
+        extras: what the call adds to the plain recurrence.
         reverse: each row from its last step to its first.
         tap: see `Tap`.
 
     Returns:
-        y [N, H] in the layout of ``x``, and each state [B, H] after each row's last processed step.
+        ``(outputs, final)``: y [N, F] in the layout of ``x``, followed by the other states where
+        ``extras.all_states``, and each state [B, its size] after each row's last processed step.
     """
-    gates = len(cell.gates)
-    inputs: Sequence[torch.Tensor] = ()
-    if len(batch_sizes):
-        inputs = torch.nn.functional.linear(x, weights.ih, weights.bias_ih).split(list(batch_sizes))
+    gates, linear = len(cell.gates), torch.nn.functional.linear
+    sizes = list(batch_sizes)
+    inputs = linear(x, weights.ih, weights.bias_ih).split(sizes) if sizes else ()
+    resets = extras.resets.split(sizes) if extras.resets is not None else ()
+    keep = [each.split(sizes) if each.dim() > 1 else [each] * len(sizes) for each in extras.keep]
     current = list(states)
-    outputs: list[torch.Tensor] = [x] * len(batch_sizes)
-    steps = range(len(batch_sizes))
+    left: list[tuple[torch.Tensor, ...]] = [()] * len(sizes)
     vec = cell.Vectors(*weights.vectors)
-    for t in reversed(steps) if reverse else steps:
-        rows = batch_sizes[t]
-        active = [state[:rows] for state in current]
+    for t in reversed(range(len(sizes))) if reverse else range(len(sizes)):
+        rows = sizes[t]
+        prev = [state[:rows] for state in current]
+        if resets:
+            back = resets[t].unsqueeze(1)
+            prev = [torch.where(back, start[:rows], state) for start, state in zip(states, prev, strict=True)]
+        fed = prev[0] if extras.feed_mask is None else prev[0] * extras.feed_mask[:rows]
         inp = cell.Shares(*inputs[t].chunk(gates, -1))
-        rec = cell.Shares(*torch.nn.functional.linear(active[0], weights.hh, weights.bias_hh).chunk(gates, -1))
-        new = cell(inp, rec, cell.States(*active), vec)
+        rec = cell.Shares(*linear(fed, weights.hh, weights.bias_hh).chunk(gates, -1))
+        new = cell(inp, rec, cell.States(*prev), vec)
+        if weights.hr is not None:
+            new = (linear(new[0], weights.hr), *new[1:])
+        if keep:
+            new = tuple(k[t] * old + (1 - k[t]) * s for k, old, s in zip(keep, prev, new, strict=True))
         if tap is not None:
             new = tap(t, new)
-        outputs[t] = new[0]
+        left[t] = new
         whole = rows == current[0].shape[0]
         current = [
             value if whole else torch.cat([value, state[rows:]]) for value, state in zip(new, current, strict=True)
         ]
-    if not outputs:  # every row has length 0: y is empty, and every parameter has a gradient, of zeros
-        hidden = states[0].shape[1]
-        recurrent = torch.nn.functional.linear(states[0][:0], weights.hh, weights.bias_hh)
-        empty = torch.nn.functional.linear(x, weights.ih, weights.bias_ih) + recurrent
-        outputs = [empty[:, :hidden] + sum(weights.vectors)]
-    return torch.cat(outputs), tuple(current)
+    wanted = len(states) if extras.all_states else 1
+    if not sizes:  # every row has length 0: y is empty, and every parameter has a gradient, of zeros
+        return _nothing(x, states, weights, weights.ih.shape[0] // gates)[:wanted], tuple(current)
+    return tuple(torch.cat([new[place] for new in left]) for place in range(wanted)), tuple(current)
+
+
+def _nothing(
+    x: torch.Tensor, states: Sequence[torch.Tensor], weights: Weights, hidden: int
+) -> tuple[torch.Tensor, ...]:
+    """The states of no rows, [0, its size], as results of every parameter."""
+    linear = torch.nn.functional.linear
+    preact = linear(x, weights.ih, weights.bias_ih) + linear(states[0][:0], weights.hh, weights.bias_hh)
+    state = preact[:, :hidden]
+    for vector in weights.vectors:
+        state = state + vector
+    output = state if weights.hr is None else linear(state, weights.hr)
+    return (output, *(state for _ in states[1:]))

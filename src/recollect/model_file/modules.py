@@ -119,14 +119,21 @@ _RECURRENT = {
     "batch_first": bool,
     "dropout": float,
     "bidirectional": bool,
+    "recurrent_dropout": float,
+    "zoneout": list,
+    "learned_initial_state": bool,
 }
 _ARGUMENTS: dict[str, dict[str, type]] = {
     "RNN": {**_RECURRENT, "nonlinearity": str},
-    "LSTM": _RECURRENT,
+    "LSTM": {**_RECURRENT, "proj_size": int},
     "GRU": _RECURRENT,
-    "Recurrent": _RECURRENT,
+    "Recurrent": {**_RECURRENT, "proj_size": int},
     "Linear": {"in_features": int, "out_features": int, "bias": bool},
 }
+
+
+# Files of the first version do not say these; the layers then have what their constructors say.
+_MAY_BE_UNSAID = {"recurrent_dropout", "zoneout", "learned_initial_state", "proj_size"}
 
 
 def _layer_classes() -> dict[str, type[nn.Module]]:
@@ -192,7 +199,7 @@ def _build(spec: dict[str, Any], tensor_count: int) -> nn.Module:
             module.add_module(name, _build(layer, tensor_count))
     else:
         cell = values.pop("cell", None)
-        expected = _ARGUMENTS[kind]
+        expected = {key: cast for key, cast in _ARGUMENTS[kind].items() if key in values or key not in _MAY_BE_UNSAID}
         if {key: type(value) for key, value in values.items()} != expected:
             raise ValueError(f"the arguments of {kind} are {', '.join(expected)}, not {values}")
         # Each layer of a recurrent module has tensors of its own, so more layers than tensors is a lie.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import PackedSequence
 
 from recollect.errors import InputError
 
@@ -15,6 +16,34 @@ def check_sizes(**sizes: object) -> None:
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise InputError(f"{name} must be a positive whole number", given=size, expected=">= 1")
+
+
+def rows_of(x: Any) -> Any:
+    """The tensor itself, or the rows of a PackedSequence."""
+    # Not `x.data` for both: a tensor's own is refused under vmap.
+    return x.data if isinstance(x, PackedSequence) else x
+
+
+def check_probability(name: str, value: object) -> float:
+    """Return ``value`` as a float, or raise InputError unless it is a number from 0 to 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise InputError(f"{name} must be a probability", given=value, expected="0 to 1")
+    return float(value)
+
+
+def check_resets(resets: Any, x: torch.Tensor | PackedSequence) -> torch.Tensor:
+    """Return the flags [T, B] or [B, T], [T] unbatched, or [N] of a PackedSequence; InputError unless they fit."""
+    flags = resets.data if isinstance(resets, PackedSequence) else resets
+    wanted = rows_of(x).shape[:-1]
+    if not isinstance(flags, torch.Tensor) or flags.dtype != torch.bool or flags.shape != wanted:
+        is_tensor = isinstance(flags, torch.Tensor)
+        raise InputError(
+            "resets must be one flag for each row and step",
+            given=f"{flags.dtype} {tuple(flags.shape)}" if is_tensor else type(resets).__name__,
+            expected=f"torch.bool {tuple(wanted)}, the layout of x without features",
+            remedy="resets.bool()" if is_tensor and flags.shape == wanted else None,
+        )
+    return flags.to(rows_of(x).device)
 
 
 def check_tensor(x: object) -> torch.Tensor:
@@ -55,15 +84,8 @@ def check_input(x: torch.Tensor, weight: torch.Tensor, input_size: int, layouts:
             given=f"{x.shape[-1]} in shape {tuple(x.shape)}",
             expected=f"input_size = {input_size} in the last dimension of {layouts[0]}",
         )
-    if 0 in x.shape[:-1]:
-        raise InputError(
-            "the input is empty",
-            given=tuple(x.shape),
-            expected="at least one row and one step",
-            remedy="skip the call for an empty batch",
-        )
     for what, given, wanted in (("dtype", x.dtype, weight.dtype), ("device", x.device, weight.device)):
-        if given != wanted:
+        if given != wanted and not (what == "dtype" and torch.is_autocast_enabled(x.device.type)):
             raise InputError(
                 f"the input and the layer differ in {what}",
                 given=given,
@@ -72,32 +94,29 @@ def check_input(x: torch.Tensor, weight: torch.Tensor, input_size: int, layouts:
             )
 
 
-def check_states(
-    state: Any, names: Sequence[str], x: torch.Tensor, shape: tuple[int, ...], axes: str
-) -> list[torch.Tensor]:
+def check_states(state: Any, shapes: Mapping[str, tuple[int, ...]], x: torch.Tensor, axes: str) -> list[torch.Tensor]:
     """The states as a list, zeros if ``state`` is None.
 
     Args:
         state: a tensor where the cell has one state, else a tuple.
-        names: the cell's states.
+        shapes: of each of the cell's states, by name and in order.
         x: the input; tells dtype and device.
-        shape: of each state.
-        axes: what the dimensions of ``shape`` are, for the message.
+        axes: what the dimensions of the shapes are, for the message.
 
     Raises:
         InputError: a state does not fit.
     """
     if state is None:
-        zeros = x.new_zeros(shape)
-        return [zeros for _ in names]
+        zeros = {shape: x.new_zeros(shape) for shape in set(shapes.values())}
+        return [zeros[shape] for shape in shapes.values()]
     given: Any = (state,) if isinstance(state, torch.Tensor) else state
-    if not isinstance(given, tuple | list) or len(given) != len(names):
+    if not isinstance(given, tuple | list) or len(given) != len(shapes):
         raise InputError(
             "the state has the wrong form",
             given=f"{len(given)} tensor(s)" if isinstance(given, tuple | list) else type(state).__name__,
-            expected=f"one tensor, {names[0]}" if len(names) == 1 else f"({', '.join(names)})",
+            expected=f"one tensor, {next(iter(shapes))}" if len(shapes) == 1 else f"({', '.join(shapes)})",
         )
-    for name, each in zip(names, given, strict=True):
+    for (name, shape), each in zip(shapes.items(), given, strict=True):
         if not isinstance(each, torch.Tensor) or each.shape != shape:
             raise InputError(
                 f"state {name!r} has the wrong shape",

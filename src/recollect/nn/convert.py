@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from recollect.nn.torch_compat import GRU, LSTM, RNN
 
@@ -21,7 +23,7 @@ def convert(module: nn.Module) -> nn.Module:
 
     The new layers hold the very same Parameter objects (a live optimiser goes on), hooks, mode and
     device. Containers are changed in place and returned; a bare layer is returned as a new module.
-    Layers with ``proj_size`` and subclasses of torch's layers are left alone, with a warning.
+    Subclasses of torch's layers are left alone, with a warning that says which and why.
 
     Args:
         module: any module.
@@ -49,14 +51,17 @@ def _converted(module: nn.Module, path: str) -> nn.Module:
     if not isinstance(module, nn.RNNBase):
         return module
     makers = {nn.RNN: RNN, nn.LSTM: LSTM, nn.GRU: GRU}
-    if type(module) not in makers or module.proj_size:
-        what = f"proj_size={module.proj_size}" if module.proj_size else f"class {type(module).__name__}"
-        warnings.warn(f"recollect.convert left {path or 'the layer'} as it is: {what}", stacklevel=4)
+    if type(module) not in makers:
+        why = "it is parametrised; convert it first" if is_parametrized(module) else "its class may do anything"
+        what = f"{path or 'the layer'}, a {type(module).__name__}, as it is: {why}"
+        warnings.warn(f"recollect.convert left {what}", stacklevel=4)
         return module
-    nonlinearity = {"nonlinearity": module.nonlinearity} if isinstance(module, nn.RNN) else {}
+    own: dict[str, Any] = {"proj_size": module.proj_size} if isinstance(module, nn.LSTM) else {}
+    if isinstance(module, nn.RNN):
+        own["nonlinearity"] = module.nonlinearity
     new = makers[type(module)](
         module.input_size, module.hidden_size, module.num_layers, bias=module.bias, batch_first=module.batch_first,
-        dropout=module.dropout, bidirectional=module.bidirectional, device=torch.device("meta"), **nonlinearity,
+        dropout=module.dropout, bidirectional=module.bidirectional, device=torch.device("meta"), **own,
     )  # fmt: skip
     for name, parameter in module._parameters.items():
         new._parameters[name] = parameter

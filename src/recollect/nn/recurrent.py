@@ -1,10 +1,11 @@
-"""A recurrent layer for any cell: layers, directions, dropout."""
+"""A recurrent layer for any cell: layers, directions, projection, dropout, zoneout, resets."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, TypedDict
 
 import torch
 from torch import nn
@@ -12,10 +13,27 @@ from torch.nn.utils.rnn import PackedSequence
 
 from recollect.cells.cell import Cell
 from recollect.engine import dispatch
-from recollect.engine.reference import Weights
+from recollect.engine.plan import Variant
 from recollect.errors import InputError
-from recollect.nn.checks import check_input, check_sizes, check_states, check_tensor
-from recollect.nn.rows import Rows, pack
+from recollect.nn import compiled
+from recollect.nn.checks import (
+    check_input,
+    check_probability,
+    check_resets,
+    check_sizes,
+    check_states,
+    check_tensor,
+    rows_of,
+)
+from recollect.nn.stack import Stack
+
+
+class Options(TypedDict, total=False):
+    """Arguments of `Recurrent` that torch.nn's layers do not have; ours take them by keyword."""
+
+    recurrent_dropout: float
+    zoneout: float | Sequence[float]
+    learned_initial_state: bool
 
 
 class Recurrent(nn.Module):
@@ -30,12 +48,28 @@ class Recurrent(nn.Module):
         batch_first: inputs and outputs are [B, T, features] rather than [T, B, features].
         dropout: probability of zeroing an output between layers, in training mode.
         bidirectional: run each layer from both ends and concatenate the outputs.
+        proj_size: P; if above 0, the output of a step is h W_hr', with P < H features, and it is what W_hh
+            multiplies (H. Sak, A. Senior, F. Beaufays, "Long short-term memory recurrent neural network
+            architectures", 2014). For cells whose step does not read its own output, such as the LSTM.
+        recurrent_dropout: probability of zeroing a unit of h where W_hh multiplies it, in training mode; one
+            mask for a whole sequence, the same for all gates (Y. Gal, Z. Ghahramani, "A theoretically grounded
+            application of dropout in recurrent neural networks", 2016).
+        zoneout: probability that a unit of a state stays as it was, at each step, in training mode; in eval
+            mode the mean of both takes its place (D. Krueger et al., "Zoneout", 2017). One number, or one for
+            each state in the cell's order.
+        learned_initial_state: the states that a sequence starts from when none are given are parameters,
+            zeros at first.
         device, dtype: where and in which type the parameters are made.
 
     Parameters, for layer k (with ``_reverse`` appended for the second direction), named and packed as in
-    ``torch.nn``: ``weight_ih_l{k}`` [G * H, I or D * H], ``weight_hh_l{k}`` [G * H, H], ``bias_ih_l{k}`` and
-    ``bias_hh_l{k}`` [G * H], ``vector_<name>_l{k}`` [H], where G is the number of the cell's gates, in its
-    order. All start uniform in :math:`\pm 1 / \sqrt{H}`, as in ``torch.nn``; see `recollect.nn.init`.
+    ``torch.nn``: ``weight_ih_l{k}`` [G * H, I or D * F], ``weight_hh_l{k}`` [G * H, F], ``bias_ih_l{k}`` and
+    ``bias_hh_l{k}`` [G * H], ``weight_hr_l{k}`` [P, H], ``vector_<name>_l{k}`` [H], ``initial_<state>_l{k}``
+    [H] ([F] for the first state), where G is the number of the cell's gates, in its order, D the number of
+    directions and F the number of output features of a direction: P, or H without a projection. All but the
+    initial states start uniform in :math:`\pm 1 / \sqrt{H}`, as in ``torch.nn``; see `recollect.nn.init`.
+
+    Every random mask is drawn from torch's generator of the input's device, before any kernel runs: a seed
+    repeats it on any number of threads.
 
     Raises:
         InputError: a size is not a positive whole number, or an argument is out of range.
@@ -52,6 +86,10 @@ class Recurrent(nn.Module):
         dropout: float = 0.0,
         bidirectional: bool = False,
         *,
+        proj_size: int = 0,
+        recurrent_dropout: float = 0.0,
+        zoneout: float | Sequence[float] = 0.0,
+        learned_initial_state: bool = False,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -64,24 +102,38 @@ class Recurrent(nn.Module):
                 remedy="decorate your step with @recollect.cell(gates=..., states=...)",
             )
         check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
-        if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout <= 1:
-            raise InputError("dropout must be a probability", given=dropout, expected="0 to 1")
+        _check_projection(cell, hidden_size, proj_size)
         self.cell = cell
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
-        self.bias, self.batch_first, self.dropout = bias, batch_first, float(dropout)
-        self.bidirectional = bidirectional
-        self._names: dict[str, list[str]] = {}
-        rows = len(cell.gates) * hidden_size
+        self.bias, self.batch_first, self.bidirectional = bias, batch_first, bidirectional
+        self.proj_size, self.learned_initial_state = proj_size, learned_initial_state
+        self.dropout = check_probability("dropout", dropout)
+        self.recurrent_dropout = check_probability("recurrent_dropout", recurrent_dropout)
+        each = list(zoneout) if isinstance(zoneout, tuple | list) else [zoneout] * len(cell.states)
+        if len(each) != len(cell.states):
+            raise InputError(
+                "zoneout must be one number, or one for each state", given=zoneout, expected=f"{', '.join(cell.states)}"
+            )
+        self.zoneout = [check_probability("zoneout", number) for number in each]
+
+        self._names: list[str] = []
+        features, rows = proj_size or hidden_size, len(cell.gates) * hidden_size
+        initial: dict[str, int] = {}
         for layer in range(num_layers):
-            width = input_size if layer == 0 else hidden_size * self._directions
+            width = input_size if layer == 0 else features * self._directions
             for suffix in self._suffixes(layer):
-                shapes = {f"weight_ih_{suffix}": (rows, width), f"weight_hh_{suffix}": (rows, hidden_size)}
+                shapes = {f"weight_ih_{suffix}": (rows, width), f"weight_hh_{suffix}": (rows, features)}
                 if bias:
                     shapes |= {f"bias_ih_{suffix}": (rows,), f"bias_hh_{suffix}": (rows,)}
+                if proj_size:
+                    shapes |= {f"weight_hr_{suffix}": (proj_size, hidden_size)}
                 shapes |= {f"vector_{name}_{suffix}": (hidden_size,) for name in cell.vectors}
-                self._names[suffix] = list(shapes)
+                self._names += shapes
                 for name, shape in shapes.items():
                     self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+                initial |= {f"initial_{name}_{suffix}": size for name, size in self._state_sizes().items()}
+        for name, size in initial.items() if learned_initial_state else ():
+            self.register_parameter(name, nn.Parameter(torch.empty(size, device=device, dtype=dtype)))
         self.reset_parameters()
 
     @property
@@ -91,9 +143,17 @@ class Recurrent(nn.Module):
     def _suffixes(self, layer: int) -> list[str]:
         return [f"l{layer}", f"l{layer}_reverse"][: self._directions]
 
+    def _state_sizes(self) -> dict[str, int]:
+        first, *others = self.cell.states
+        return {first: self.proj_size or self.hidden_size, **dict.fromkeys(others, self.hidden_size)}
+
     def reset_parameters(self) -> None:
-        """Draw all parameters anew, uniform in ±1/sqrt(H), in the order torch.nn draws them."""
-        draw_like_torch(self, self.hidden_size)
+        """Draw all parameters anew, uniform in ±1/sqrt(H), in the order torch.nn draws them; initial states are 0."""
+        drawn = [parameter for name, parameter in self.named_parameters() if not name.startswith("initial_")]
+        draw_like_torch(drawn, self.hidden_size)
+        for name, parameter in self.named_parameters():
+            if name.startswith("initial_"):
+                nn.init.zeros_(parameter)
 
     def forward(
         self,
@@ -101,66 +161,100 @@ class Recurrent(nn.Module):
         state: torch.Tensor | Sequence[torch.Tensor] | None = None,
         *,
         lengths: torch.Tensor | Sequence[int] | None = None,
-    ) -> tuple[Any, Any]:
+        resets: torch.Tensor | PackedSequence | None = None,
+        return_states: bool = False,
+    ) -> Any:
         """Run the layer over a batch of sequences.
 
         Args:
             x: [T, B, I]; [B, T, I] with ``batch_first``; [T, I] unbatched; or a PackedSequence.
             state: the initial states in the order of the cell's, each [layers * directions, B, H] (without B
-                for unbatched input); a single tensor where the cell has one state. Zeros if None.
+                for unbatched input; P in place of H for the first with ``proj_size``); a single tensor where the
+                cell has one state. If None, zeros or what was learned.
             lengths: [B] valid steps of each row, in any order, 0 allowed. Outputs past a row's length are 0
                 and its final state is the one after its last valid step; padding is never read.
+            resets: bool, the layout of ``x`` without features (for a PackedSequence: [N] in the order of its
+                data, or packed alike). Where it is True, a row's states return to their initial values before
+                that step is taken, in every layer and in each direction's own order.
+            return_states: also return every state of every step.
 
         Returns:
             ``(y, state)``: the outputs in the layout of ``x`` with ``directions * H`` features, and the final
-            states in the form described for ``state``.
+            states in the form described for ``state``. With ``return_states``, ``(y, state, states)``:
+            ``states`` are those of the last layer as they leave each step, in the layout of ``y``: a tuple in the
+            order of the cell's (the first is ``y``), a single tensor where it has one.
 
         Raises:
             InputError: a shape, dtype, device, state or length does not fit.
         """
         self._check_input(x)
-        rows = pack(x, lengths, batch_first=self.batch_first)
-        initial = self._initial_states(state, rows)
-        y, final = self._run(rows, initial)
-        finals = tuple(rows.unsort(each) for each in final)
-        if rows.unbatched:
-            finals = tuple(each.squeeze(1) for each in finals)
-        return rows.restore(y), finals[0] if len(self.cell.states) == 1 else finals
+        packed, device = isinstance(x, PackedSequence), rows_of(x).device.type
+        unbatched = not packed and x.dim() == 2
+        autocast = torch.is_autocast_enabled(device)
+        if autocast:
+            x, state = _as_parameters(self.weight_ih_l0, x, state)  # pyright: ignore[reportArgumentType]
+        resets = None if resets is None else check_resets(resets, x)
+        if unbatched:
+            axis = 0 if self.batch_first else 1
+            x, resets = x.unsqueeze(axis), None if resets is None else resets.unsqueeze(axis)  # pyright: ignore[reportAttributeAccessIssue]
+        batch = int(x.batch_sizes[0]) if packed else x.shape[0 if self.batch_first else 1]  # pyright: ignore[reportAttributeAccessIssue]
+        initial = self._initial_states(state, x, batch, unbatched=unbatched)
+        stack, noise = self._stack(return_states), self._noise(x, batch)
+        run = compiled.run if torch.compiler.is_compiling() and not packed else Stack.run
+        with torch.autocast(device, enabled=False) if autocast else contextlib.nullcontext():
+            outputs, final = run(stack, x, lengths, resets, initial, self._flat_weights(), noise)
+        if unbatched:
+            outputs = [each.squeeze(axis) for each in outputs]
+            final = [each.squeeze(1) for each in final]
+        results = (outputs[0], _one_or_all(final))
+        return (*results, _one_or_all(outputs)) if return_states else results
 
-    def _run(self, rows: Rows, initial: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Run all layers over packed rows; states are [layers * directions, B, H] in the rows' order."""
-        x = rows.data
-        finals: list[tuple[torch.Tensor, ...]] = []
-        for layer in range(self.num_layers):
-            if layer and self.dropout and self.training:
-                x = nn.functional.dropout(x, self.dropout)
-            outputs = []
-            for direction, suffix in enumerate(self._suffixes(layer)):
-                place = layer * self._directions + direction
-                y, final = dispatch.run(
-                    self.cell,
-                    x,
-                    rows.batch_sizes,
-                    [state[place] for state in initial],
-                    self._weights(suffix),
-                    reverse=direction == 1,
-                    label=suffix,
-                )
-                outputs.append(y)
-                finals.append(final)
-            x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
-        if len(finals) == 1:
-            return x, [state.unsqueeze(0) for state in finals[0]]
-        return x, [torch.stack(each) for each in zip(*finals, strict=True)]
+    def _stack(self, all_states: bool) -> Stack:
+        return Stack(
+            self.cell, self.num_layers, self.bidirectional, self.batch_first, self.bias, self.proj_size > 0,
+            dropout=self.training and self.dropout > 0 and self.num_layers > 1,
+            recurrent_dropout=self.training and self.recurrent_dropout > 0,
+            zoneout=any(self.zoneout),
+            all_states=all_states,
+        )  # fmt: skip
 
-    def _weights(self, suffix: str) -> Weights:
-        """The parameters of one layer and direction."""
+    def _noise(self, x: torch.Tensor | PackedSequence, batch: int) -> list[torch.Tensor]:
+        """What `Stack.run` takes as noise, in its order."""
+        data, noise = rows_of(x), []
+        if isinstance(x, PackedSequence):
+            steps = (data.shape[0],)
+        else:
+            steps = (data.shape[1], batch) if self.batch_first else (data.shape[0], batch)
+        sizes = self._state_sizes()
+        features = sizes[self.cell.states[0]]
+        runs = self.num_layers * self._directions
+        if self.training and self.dropout:
+            shape = (*steps, features * self._directions)
+            noise += [nn.functional.dropout(data.new_ones(shape), self.dropout) for _ in range(self.num_layers - 1)]
+        if self.training and self.recurrent_dropout:
+            ones = data.new_ones(batch, features)
+            noise += [nn.functional.dropout(ones, self.recurrent_dropout) for _ in range(runs)]
+        if any(self.zoneout):
+            for _ in range(runs):
+                for size, keep in zip(sizes.values(), self.zoneout, strict=True):
+                    drawn = self.training and keep > 0
+                    shape = (*steps, size) if drawn else (size,)
+                    probability = data.new_full(shape, keep)
+                    noise.append(torch.bernoulli(probability) if drawn else probability)
+        return noise
+
+    def _flat_weights(self) -> list[torch.Tensor]:
+        """The parameters of all layers and directions, without initial states."""
         # As attributes where a parametrisation has taken their place.
-        own = self._parameters
-        found: list[Any] = [own[name] if name in own else getattr(self, name) for name in self._names[suffix]]
-        ih, hh, *rest = found
-        bias_ih, bias_hh, *vectors = rest if self.bias else (None, None, *rest)
-        return Weights(ih, hh, bias_ih, bias_hh, vectors)
+        own: dict[str, Any] = self._parameters
+        return [own[name] if name in own else getattr(self, name) for name in self._names]
+
+    @property
+    def all_weights(self) -> list[list[torch.Tensor]]:
+        """The parameters of each layer and direction, as torch.nn's layers list them."""
+        flat, runs = self._flat_weights(), self.num_layers * self._directions
+        each = len(flat) // runs
+        return [flat[run * each : (run + 1) * each] for run in range(runs)]
 
     def flatten_parameters(self) -> None:
         """Do nothing: our kernels need no such call, and models written for torch.nn make it."""
@@ -171,41 +265,77 @@ class Recurrent(nn.Module):
         Returns:
             A sentence that begins with the backend's name, such as ``"llvm: ..."``.
         """
-        return str(dispatch.choose(check_tensor(x.data if isinstance(x, PackedSequence) else x)))
+        variant = Variant(any(self.zoneout), self.training and self.recurrent_dropout > 0)
+        return str(dispatch.choose(self.cell, check_tensor(rows_of(x)), projected=self.proj_size > 0, variant=variant))
 
     def _check_input(self, x: Any) -> None:
         usual = "[B, T, I]" if self.batch_first else "[T, B, I]"
         packed = isinstance(x, PackedSequence)
         layouts = ("[N, I]",) if packed else (usual, "[T, I] for one sequence")
         weight: torch.Tensor = self.weight_ih_l0  # pyright: ignore[reportAssignmentType]
-        check_input(check_tensor(x.data if packed else x), weight, self.input_size, layouts)
+        data = check_tensor(rows_of(x))
+        check_input(data, weight, self.input_size, layouts)
+        if not packed and data.shape[1 if self.batch_first and data.dim() == 3 else 0] == 0:
+            raise InputError(
+                "the input is empty: a sequence without steps", given=tuple(data.shape), expected=f"T >= 1 in {usual}",
+                remedy="skip the call where there is nothing to read yet",
+            )  # fmt: skip
 
-    def _initial_states(self, state: Any, rows: Rows) -> list[torch.Tensor]:
-        layers, batch = self.num_layers * self._directions, () if rows.unbatched else (rows.batch,)
-        axes = "layers * directions, " + ("" if rows.unbatched else "batch, ") + "hidden_size"
-        states = check_states(state, self.cell.states, rows.data, (layers, *batch, self.hidden_size), axes)
-        if rows.unbatched:
-            states = [each.unsqueeze(1) for each in states]
-        if rows.order is not None and state is not None:
-            states = [each.index_select(1, rows.order) for each in states]
-        return states
+    def _initial_states(self, state: Any, x: Any, batch: int, *, unbatched: bool) -> list[torch.Tensor]:
+        """Each state [layers * directions, B, its size], in the caller's order of rows."""
+        sizes, runs = self._state_sizes(), self.num_layers * self._directions
+        if state is None and self.learned_initial_state:
+            suffixes = [suffix for layer in range(self.num_layers) for suffix in self._suffixes(layer)]
+            learned = [
+                torch.stack([getattr(self, f"initial_{name}_{suffix}") for suffix in suffixes]) for name in sizes
+            ]
+            return [each.unsqueeze(1).expand(runs, batch, -1) for each in learned]
+        rows = () if unbatched else (batch,)
+        axes = "layers * directions, " + ("" if unbatched else "batch, ") + "hidden_size"
+        shapes = {name: (runs, *rows, size) for name, size in sizes.items()}
+        states = check_states(state, shapes, rows_of(x), axes)
+        return [each.unsqueeze(1) for each in states] if unbatched else states
 
     def extra_repr(self) -> str:
         """What ``print(layer)`` shows in the brackets."""
         parts = [self.cell.name, str(self.input_size), str(self.hidden_size)]
-        defaults = {
-            "num_layers": 1,
-            "bias": True,
-            "batch_first": False,
-            "dropout": 0.0,
-            "bidirectional": False,
-        }
-        parts += [f"{name}={getattr(self, name)}" for name, value in defaults.items() if getattr(self, name) != value]
-        return ", ".join(parts)
+        zoneout = self.zoneout[0] if len(set(self.zoneout)) == 1 else self.zoneout
+        shown = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False,
+                 "proj_size": 0, "recurrent_dropout": 0.0, "learned_initial_state": False}  # fmt: skip
+        parts += [f"{name}={getattr(self, name)}" for name, value in shown.items() if getattr(self, name) != value]
+        return ", ".join([*parts, *([f"zoneout={zoneout}"] if zoneout else [])])
 
 
-def draw_like_torch(module: nn.Module, hidden_size: int) -> None:
-    """Draw all parameters of a module, uniform in ±1/sqrt(H); the same seed gives torch.nn's values."""
+def draw_like_torch(parameters: Iterable[torch.Tensor], hidden_size: int) -> None:
+    """Draw parameters uniform in ±1/sqrt(H); the same seed gives torch.nn's values."""
     bound = 1.0 / math.sqrt(hidden_size)
-    for parameter in module.parameters():
+    for parameter in parameters:
         nn.init.uniform_(parameter, -bound, bound)
+
+
+def _one_or_all(values: Sequence[Any]) -> Any:
+    return values[0] if len(values) == 1 else tuple(values)
+
+
+def _as_parameters(weight: torch.Tensor, x: Any, state: Any) -> tuple[Any, Any]:
+    """Under autocast, what other layers made in half precision comes in the type of this layer's parameters."""
+
+    def cast(value: Any) -> Any:
+        return value.to(weight.dtype) if isinstance(value, torch.Tensor | PackedSequence) else value
+
+    return cast(x), tuple(map(cast, state)) if isinstance(state, tuple | list) else cast(state)
+
+
+def _check_projection(cell: Cell, hidden_size: int, proj_size: object) -> None:
+    if isinstance(proj_size, bool) or not isinstance(proj_size, int) or not 0 <= proj_size < hidden_size:
+        raise InputError(
+            "proj_size must be smaller than hidden_size", given=f"proj_size={proj_size}, hidden_size={hidden_size}",
+            expected="0 (no projection) to hidden_size - 1",
+        )  # fmt: skip
+    if proj_size and f"prev.{cell.states[0]}" in cell.graph.leaves:
+        raise InputError(
+            f"cell {cell.name!r} reads its own output, so the output cannot be projected",
+            given=f"proj_size={proj_size}, and a step that uses prev.{cell.states[0]} [B, H]",
+            expected="a cell such as the LSTM, whose output goes to W_hh only",
+            remedy="follow the layer with torch.nn.Linear",
+        )

@@ -19,64 +19,70 @@ from recollect.errors import InputError
 
 @dataclass(frozen=True)
 class Rows:
-    """Packed rows and the way back.
+    """How a batch is laid out as packed rows, and the way back.
 
     Attributes:
-        data: [N, features].
         batch_sizes: active rows at each step.
-        batch: B.
+        batch, steps: B and T.
+        batch_first: the batch is [B, T, ...] rather than [T, B, ...].
         order: [B] original index of each sorted row, or None where rows are in their original order.
         inverse: [B] sorted position of each original row, or None.
-        padded: (T, batch_first, index) for a padded batch with lengths: ``index`` [N] is the place of each
-            packed row in the padded batch, flattened over its two leading dimensions.
-        batch_first, unbatched: how a dense batch came.
+        places: ``(step, row)``, each [N]: where each packed row stands in a batch that has padding; None where
+            all rows are active at every step, or where the batch came packed.
         packed: it came as a PackedSequence.
     """
 
-    data: torch.Tensor
     batch_sizes: Sequence[int]
     batch: int
+    steps: int
+    batch_first: bool = False
     order: torch.Tensor | None = None
     inverse: torch.Tensor | None = None
-    padded: tuple[int, torch.Tensor] | None = None
-    batch_first: bool = False
-    unbatched: bool = False
+    places: tuple[torch.Tensor, torch.Tensor] | None = None
     packed: PackedSequence | None = None
 
+    def take(self, batch: torch.Tensor, *, batch_first: bool | None = None) -> torch.Tensor:
+        """The packed rows [N, ...] of a batch in the input's layout, or in the layout that is named."""
+        if self.packed is not None:
+            return batch
+        batch_first = self.batch_first if batch_first is None else batch_first
+        if self.places is not None:
+            return batch.flatten(0, 1).index_select(0, self._index(batch_first))
+        return (batch.transpose(0, 1) if batch_first else batch).flatten(0, 1)
+
+    def _index(self, batch_first: bool) -> torch.Tensor:
+        assert self.places is not None
+        step, row = self.places
+        return row * self.steps + step if batch_first else step * self.batch + row
+
     def sort(self, state: torch.Tensor) -> torch.Tensor:
-        """Bring [B, H] into the order of the rows."""
-        return state if self.order is None else state.index_select(0, self.order)
+        """Bring [..., B, features] into the order of the rows."""
+        return state if self.order is None else state.index_select(-2, self.order)
 
     def unsort(self, state: torch.Tensor) -> torch.Tensor:
-        """Bring [layers, B, H] back into the caller's order."""
-        return state if self.inverse is None else state.index_select(1, self.inverse)
+        """Bring [..., B, features] back into the caller's order."""
+        return state if self.inverse is None else state.index_select(-2, self.inverse)
 
     def restore(self, y: torch.Tensor) -> torch.Tensor | PackedSequence:
         """Bring an output [N, features] into the layout in which the input came."""
         if self.packed is not None:
             return PackedSequence(y, self.packed.batch_sizes, self.packed.sorted_indices, self.packed.unsorted_indices)
         features = y.shape[1]
-        if self.padded is not None:
-            steps, index = self.padded
-            leading = (self.batch, steps) if self.batch_first else (steps, self.batch)
-            y = y.new_zeros(steps * self.batch, features).index_copy(0, index, y).view(*leading, features)
-        else:
-            y = y.view(len(self.batch_sizes), self.batch, features)
-            if self.batch_first and not self.unbatched:
-                y = y.transpose(0, 1)
-        return y.squeeze(0 if self.batch_first and self.padded else 1) if self.unbatched else y
+        if self.places is not None:
+            leading = (self.batch, self.steps) if self.batch_first else (self.steps, self.batch)
+            padded = y.new_zeros(self.steps * self.batch, features)
+            return padded.index_copy(0, self._index(self.batch_first), y).view(*leading, features)
+        y = y.view(self.steps, self.batch, features)
+        return y.transpose(0, 1) if self.batch_first else y
 
 
-def pack(
-    x: torch.Tensor | PackedSequence,
-    lengths: torch.Tensor | Sequence[int] | None,
-    *,
-    batch_first: bool,
+def lay_out(
+    x: torch.Tensor | PackedSequence, lengths: torch.Tensor | Sequence[int] | None, *, batch_first: bool
 ) -> Rows:
-    """Turn what a user passes to a layer into packed rows.
+    """Decide how what a user passes to a layer becomes packed rows.
 
     Args:
-        x: [T, B, I], [B, T, I] with ``batch_first``, [T, I] unbatched, or a PackedSequence.
+        x: [T, B, I], [B, T, I] with ``batch_first``, or a PackedSequence.
         lengths: [B], valid steps of each row, in any order; 0 is allowed.
         batch_first: layout of a dense ``x``.
 
@@ -87,31 +93,23 @@ def pack(
         if lengths is not None:
             raise InputError("a PackedSequence has its lengths already", given="lengths=", remedy="leave it out")
         sizes = x.batch_sizes.tolist()
-        return Rows(x.data, sizes, sizes[0], x.sorted_indices, x.unsorted_indices, packed=x)
-    unbatched = x.dim() == 2
-    if unbatched:
-        x = x.unsqueeze(0 if batch_first else 1)
+        return Rows(sizes, sizes[0], len(sizes), order=x.sorted_indices, inverse=x.unsorted_indices, packed=x)
     batch, steps = (x.shape[0], x.shape[1]) if batch_first else (x.shape[1], x.shape[0])
-    if lengths is None:
-        time_major = x.transpose(0, 1) if batch_first else x
-        data = time_major.reshape(steps * batch, x.shape[2])
-        return Rows(data, [batch] * steps, batch, batch_first=batch_first, unbatched=unbatched)
+    if lengths is None and batch:
+        return Rows([batch] * steps, batch, steps, batch_first)
 
-    sizes = _checked_lengths(lengths, batch, steps).to(x.device)
+    sizes = _checked_lengths([] if lengths is None else lengths, batch, steps).to(x.device)
     ordered, order = torch.sort(sizes, descending=True, stable=True)
     active = torch.arange(steps, device=x.device).unsqueeze(1) < ordered.unsqueeze(0)  # [T, B]
     step, row = active.nonzero(as_tuple=True)
-    original = order[row]
-    index = original * steps + step if batch_first else step * batch + original
     return Rows(
-        data=x.reshape(steps * batch, x.shape[2]).index_select(0, index),
         batch_sizes=[size for size in active.sum(1).tolist() if size],
         batch=batch,
+        steps=steps,
+        batch_first=batch_first,
         order=order,
         inverse=torch.argsort(order),
-        padded=(steps, index),
-        batch_first=batch_first,
-        unbatched=unbatched,
+        places=(step, order[row]),
     )
 
 
@@ -122,10 +120,12 @@ def _checked_lengths(lengths: torch.Tensor | Sequence[int], batch: int, steps: i
         raise InputError(
             "lengths must be whole numbers", given=repr(lengths), expected="torch.int64, shape [B]"
         ) from error
-    if sizes.is_floating_point() or sizes.is_complex() or sizes.dtype == torch.bool:
-        raise InputError("lengths must be whole numbers", given=sizes.dtype, expected="torch.int64, shape [B]")
     if sizes.shape != (batch,):
         raise InputError("lengths must have one number per row", given=tuple(sizes.shape), expected=f"[{batch}]")
+    if not batch:
+        return sizes.long()
+    if sizes.is_floating_point() or sizes.is_complex() or sizes.dtype == torch.bool:
+        raise InputError("lengths must be whole numbers", given=sizes.dtype, expected="torch.int64, shape [B]")
     low, high = int(sizes.min()), int(sizes.max())
     if low < 0 or high > steps:
         raise InputError(

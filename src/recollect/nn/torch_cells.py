@@ -39,7 +39,7 @@ class _TorchCell(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew, uniform in ±1/sqrt(H), in the order torch.nn draws them."""
-        draw_like_torch(self, self.hidden_size)
+        draw_like_torch(self.parameters(), self.hidden_size)
 
     def forward(
         self,
@@ -62,19 +62,21 @@ class _TorchCell(nn.Module):
         weight: torch.Tensor = self.weight_ih  # pyright: ignore[reportAssignmentType]
         check_input(x, weight, self.input_size, ("[B, I]", "[I] for one sequence"))
         axes = "batch, hidden_size" if x.dim() == 2 else "hidden_size"
-        states = check_states(hx, self.cell.states, x, (*x.shape[:-1], self.hidden_size), axes)
+        shapes = dict.fromkeys(self.cell.states, (*x.shape[:-1], self.hidden_size))
+        states = check_states(hx, shapes, x, axes)
         if x.dim() == 1:
             x, states = x.unsqueeze(0), [each.unsqueeze(0) for each in states]
         biases: tuple[Any, Any] = (self.bias_ih, self.bias_hh)
         weights = Weights(weight, self.weight_hh, *biases)  # pyright: ignore[reportArgumentType]
-        _, new = dispatch.run(self.cell, x, [x.shape[0]], states, weights, reverse=False, label="cell")
+        sizes = [x.shape[0]] if x.shape[0] else []
+        _, new = dispatch.run(self.cell, x, sizes, states, weights, reverse=False, label="cell")
         if input.dim() == 1:
             new = tuple(each.squeeze(0) for each in new)
         return new[0] if len(self.cell.states) == 1 else tuple(new)
 
     def backend_for(self, x: torch.Tensor) -> str:
         """Say which backend would serve ``self(x)``, and why not the others."""
-        return str(dispatch.choose(check_tensor(x)))
+        return str(dispatch.choose(self.cell, check_tensor(x)))
 
     def extra_repr(self) -> str:
         """What ``print(cell)`` shows in the brackets."""

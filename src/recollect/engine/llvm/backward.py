@@ -5,11 +5,12 @@
             for each step, last first:
                 the derivatives:  dpre and the direct part of dL/dstate, from the plan's backward graph
                 a tile per panel: dL/dh of the step before += dpre W_hh
+            rows that were reset hand dL/dstate to their initial states
         stage "products", while the chunk's dpre is still in the cache, rows of results dealt to the threads:
             dW_ih += dpre' x,  dW_hh += dpre' h,  sums over rows for biases and vectors,  dx = dpre W_ih
 
 ``grad.s`` [B, grad_width] holds dL/ds of the rows' present step: at the start the gradients of the final
-states, at the end those of the initial states. Each number is summed in one order, whatever the number of
+states, at the end those of the initial states; ``restart.s`` adds up what resets hand over. Each number is summed in one order, whatever the number of
 threads, so gradients repeat to the bit.
 
 A row of a chunk's buffer holds ``dinp`` for all gates, then ``drec`` where it differs, then ``dvec``.
@@ -18,7 +19,20 @@ A row of a chunk's buffer holds ``dinp`` for all gates, then ``drec`` where it d
 from __future__ import annotations
 
 from recollect.engine.llvm.functions import VectorTarget
-from recollect.engine.llvm.kernel import WIDE, Kernel, Run, Step, Tile, Tiling, own_blocks, pack_vectors, round_up, walk
+from recollect.engine.llvm.kernel import (
+    WIDE,
+    Kernel,
+    Run,
+    Step,
+    Tile,
+    Tiling,
+    given_slots,
+    load_given,
+    own_blocks,
+    pack_vectors,
+    round_up,
+    walk,
+)
 from recollect.engine.llvm.values import SIZE, Emitter, Value
 from recollect.engine.plan import Plan
 
@@ -29,11 +43,18 @@ _FEWEST_ROWS, _MOST_ROWS = 128, 1024
 def slots(plan: Plan) -> tuple[str, ...]:
     """The argument slots after the common ones."""
     return (
-        "chunk_steps", "chunk", "chunk_stride", "columns", "grad_width", "x", "dx", "dy", "dy_stride",
+        "chunk_steps", "chunk", "chunk_stride", "columns", "grad_width", "x", "dx",
         "dw_ih", "dw_hh", "sums", "saved", "packed_ih", "packed_hh", "packed_vectors", "begin", "end",
-        *(f"{kind}.{state}" for kind in ("states", "grad") for state in plan.states),
+        *(f"{kind}.{state}" for kind in ("dy", "dy_stride") for state in plan.outputs),
+        *(f"{kind}.{state}" for kind in grad_kinds(plan) for state in plan.states),
         *(f"vector.{name}" for name in plan.vectors),
+        *given_slots(plan),
     )  # fmt: skip
+
+
+def grad_kinds(plan: Plan) -> tuple[str, ...]:
+    """The buffers that there is one of for each state."""
+    return ("states", "grad", "restart") if plan.resets else ("states", "grad")
 
 
 def chunk_columns(plan: Plan, hidden: int) -> int:
@@ -100,7 +121,7 @@ def _write_steps(kernel: Kernel, plan: Plan) -> Emitter:
     chunk, stride = kernel.pointer(e, "chunk"), kernel.slot(e, "chunk_stride")
     gates = hidden * len(plan.gates)
     drec = e.at(chunk, gates) if plan.split else chunk
-    dh, packed = kernel.pointer(e, f"grad.{plan.states[0]}"), kernel.pointer(e, "packed_hh")
+    dh, packed = kernel.pointer(e, f"grad.{plan.fed}"), kernel.pointer(e, "packed_hh")
     columns = wide * e.lanes
     first_row, _ = _chunk_rows(e, kernel)
     with walk(
@@ -115,8 +136,26 @@ def _write_steps(kernel: Kernel, plan: Plan) -> Emitter:
             place = (e.at(dh, start * grad_width + panel * columns), grad_width)
             a = e.at(drec, (step.row - first_row + start) * stride)
             tile.call(e, rows, place, place, (a, stride, gates, e.at(packed, panel * gates * columns), e.integer(0)))
+        if plan.resets:
+            _write_restarts(e, kernel, plan, step)
     e.builder.ret_void()
     return e
+
+
+def _write_restarts(e: Emitter, kernel: Kernel, plan: Plan, step: Step) -> None:
+    """Where a row was reset before this step, what has come back so far belongs to its initial states."""
+    grad_width, resets = kernel.slot(e, "grad_width"), kernel.pointer(e, "resets")
+    with (
+        own_blocks(e, kernel, step.active) as (start, rows),
+        e.loop(start, start + rows) as row,
+        e.when(e.load_integer(resets, step.row + row).compare("!=", 0)),
+        e.loop(0, grad_width, e.lanes) as unit,
+    ):
+        for state in plan.states:
+            grad, restart = (e.at(kernel.pointer(e, f"{kind}.{state}"), row * grad_width + unit)
+                             for kind in ("grad", "restart"))  # fmt: skip
+            e.store(e.load(restart) + e.load(grad), restart)
+            e.store(e.zeros(), grad)
 
 
 def _forward_in_time(e: Emitter, kernel: Kernel) -> Value:
@@ -139,7 +178,7 @@ def _write_derivatives(
     """One vector of units, for the rows of one block."""
     target = VectorTarget(e)
     hidden, width, grad_width = (kernel.slot(e, name) for name in ("hidden", "width", "grad_width"))
-    dy, dy_stride, saved = kernel.pointer(e, "dy"), kernel.slot(e, "dy_stride"), kernel.pointer(e, "saved")
+    saved = kernel.pointer(e, "saved")
     chunk, stride = kernel.pointer(e, "chunk"), kernel.slot(e, "chunk_stride")
     vectors = kernel.pointer(e, "packed_vectors")
     mask = e.mask(hidden - unit)
@@ -150,12 +189,14 @@ def _write_derivatives(
         for state in plan.states:
             leaves[f"prev.{state}"] = e.load(kernel.pointer(e, f"states.{state}"), at * width + unit)
             leaves[f"grad.{state}"] = e.load(kernel.pointer(e, f"grad.{state}"), row * grad_width + unit)
-        output = f"grad.{plan.states[0]}"
-        leaves[output] = leaves[output] + e.load_masked(mask, dy, at * dy_stride + unit)
+        for state in plan.outputs:
+            dy, stride_of_dy = kernel.pointer(e, f"dy.{state}"), kernel.slot(e, f"dy_stride.{state}")
+            leaves[f"grad.{state}"] = leaves[f"grad.{state}"] + e.load_masked(mask, dy, at * stride_of_dy + unit)
         for place in range(plan.saved):
             leaves[f"saved.{place}"] = e.load(saved, (at * plan.saved + place) * width + unit)
         for place, name in enumerate(plan.vectors):
             leaves[f"vec.{name}"] = e.load(vectors, width * place + unit)
+        leaves |= load_given(e, kernel, plan, step, row, unit, mask)
         results = plan.backward.evaluate(leaves, target)
         for place, name in enumerate(sum_names(plan)):
             e.store_masked(results[name], mask, chunk, (at - first_row) * stride + hidden * place + unit)
@@ -186,7 +227,7 @@ def _write_products(kernel: Kernel, plan: Plan) -> Emitter:
     # dW [G * H, I] and [G * H, H]: a panel of x or h stays in the cache for all rows of dpre' (its units).
     wanted = kernel.slot(e, "dw_ih").compare("!=", 0)
     with e.when(wanted):
-        x, previous = kernel.pointer(e, "x"), kernel.pointer(e, f"states.{plan.states[0]}")
+        x, previous = kernel.pointer(e, "x"), kernel.pointer(e, f"states.{plan.fed}")
         drec = e.at(chunk, gates) if plan.split else chunk
         for w, w_stride, count, wide, name, dpre in (
             (x, inputs, inputs, tiling.input_wide, "dw_ih", chunk),

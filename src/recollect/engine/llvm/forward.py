@@ -1,7 +1,7 @@
 """The forward kernel: a whole sequence through one layer in one direction.
 
     for each step:
-        rows that begin here take their initial states
+        rows that begin here, or are reset, take their initial states
         for each unit block:                           (its weights stay in the cache)
             for each block of rows of this thread:
                 the tile:       accumulators = bias + x W_ih + h W_hh
@@ -16,7 +16,17 @@ A row that ends goes to ``final`` instead of the next step's rows.
 from __future__ import annotations
 
 from recollect.engine.llvm.functions import VectorTarget
-from recollect.engine.llvm.kernel import Kernel, Run, Tile, Tiling, own_blocks, pack_vectors, walk
+from recollect.engine.llvm.kernel import (
+    Kernel,
+    Run,
+    Tile,
+    Tiling,
+    given_slots,
+    load_given,
+    own_blocks,
+    pack_vectors,
+    walk,
+)
 from recollect.engine.llvm.values import Emitter, Value
 from recollect.engine.plan import Plan
 
@@ -24,9 +34,11 @@ from recollect.engine.plan import Plan
 def slots(plan: Plan) -> tuple[str, ...]:
     """The argument slots after the common ones."""
     return (
-        "keep", "x", "y", "b_ih", "b_hh", "packed", "packed_bias", "packed_vectors", "saved",
+        "keep", "x", "b_ih", "b_hh", "packed", "packed_bias", "packed_vectors", "saved",
+        *(f"y.{state}" for state in plan.outputs),
         *(f"{kind}.{state}" for kind in ("initial", "states", "final") for state in plan.states),
         *(f"vector.{name}" for name in plan.vectors),
+        *given_slots(plan),
     )  # fmt: skip
 
 
@@ -113,13 +125,13 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
     target = VectorTarget(e)
     hidden, width, inputs, batch = (kernel.slot(e, name) for name in ("hidden", "width", "inputs", "batch"))
     keep = kernel.slot(e, "keep").compare("!=", 0)
-    x, y, saved = (kernel.pointer(e, name) for name in ("x", "y", "saved"))
+    x, saved = (kernel.pointer(e, name) for name in ("x", "saved"))
     packed, bias, vectors = (kernel.pointer(e, name) for name in ("packed", "packed_bias", "packed_vectors"))
     initial, states, final = (
         {state: kernel.pointer(e, f"{kind}.{state}") for state in plan.states}
         for kind in ("initial", "states", "final")
     )
-    output = states[plan.states[0]]
+    results_at = {state: kernel.pointer(e, f"y.{state}") for state in plan.outputs}
     before, panel = _panel(kernel, e, plan)
     sums = e.scratch(tile.rows * count * parts)
     sums_stride = e.integer(count * block)
@@ -130,17 +142,28 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
         row_in = e.choose(keep, step.row, odd * batch)
         row_out = e.choose(keep, step.row_next, batch - odd * batch)
 
+        def start_row(row: Value, row_in: Value = row_in) -> None:
+            with e.loop(0, width, e.lanes) as unit:
+                mask = e.mask(hidden - unit)
+                for state in plan.states:
+                    value = e.load_masked(mask, initial[state], row * hidden + unit)
+                    e.store(value, states[state], (row_in + row) * width + unit)
+
         begins = step.active > step.active_before
         with (
             e.when(begins),
             own_blocks(e, kernel, step.active) as (start, rows),
             e.loop(e.most(start, step.active_before), start + rows) as row,
-            e.loop(0, width, e.lanes) as unit,
         ):
-            mask = e.mask(hidden - unit)
-            for state in plan.states:
-                value = e.load_masked(mask, initial[state], row * hidden + unit)
-                e.store(value, states[state], (row_in + row) * width + unit)
+            start_row(row)
+        if plan.resets:
+            resets = kernel.pointer(e, "resets")
+            with (
+                own_blocks(e, kernel, step.active) as (start, rows),
+                e.loop(start, start + rows) as row,
+                e.when(e.load_integer(resets, step.row + row).compare("!=", 0)),
+            ):
+                start_row(row)
 
         with e.loop(0, width // block) as unit_block:
             weights = e.at(packed, unit_block * panel)
@@ -151,7 +174,7 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
                 tile.call(
                     e, rows, (sums, sums_stride), (e.at(bias, unit_block * (count * block)), none),
                     (e.at(x, (step.row + start) * inputs), inputs, inputs, weights, none),
-                    (e.at(output, (row_in + start) * width), width, hidden, e.at(weights, before), none),
+                    (e.at(states[plan.fed], (row_in + start) * width), width, hidden, e.at(weights, before), none),
                 )  # fmt: skip
                 with e.loop(0, rows) as offset:
                     row = start + offset
@@ -166,8 +189,10 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
                             leaves[f"prev.{state}"] = e.load(states[state], (row_in + row) * width + unit)
                         for place, name in enumerate(plan.vectors):
                             leaves[f"vec.{name}"] = e.load(vectors, width * place + unit)
+                        leaves |= load_given(e, kernel, plan, step, row, unit, mask)
                         results = plan.forward.evaluate(leaves, target)
-                        e.store_masked(results[f"next.{plan.states[0]}"], mask, y, (step.row + row) * hidden + unit)
+                        for state, pointer in results_at.items():
+                            e.store_masked(results[f"next.{state}"], mask, pointer, (step.row + row) * hidden + unit)
                         for state in plan.states:
                             place_next = e.at(states[state], (row_out + row) * width + unit)
                             place_final = e.at(final[state], row * width + unit)

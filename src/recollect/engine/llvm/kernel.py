@@ -313,3 +313,25 @@ def pack_vectors(e: Emitter, kernel: Kernel, plan: Plan) -> None:
             source = kernel.pointer(e, f"vector.{name}")
             with e.loop(0, width, e.lanes) as unit:
                 e.store(e.load_masked(e.mask(hidden - unit), source, unit), packed, width * place + unit)
+
+
+def given_slots(plan: Plan) -> tuple[str, ...]:
+    """The argument slots of what a call gives: ``resets`` [N] integers, and numbers with strides.
+
+    The number of a given leaf for a row is at ``row of N * by_step + row of B * by_row``, so that one kernel
+    serves numbers for every step ([N, H]), for every sequence ([B, H]) and for the layer ([H]).
+    """
+    numbers = (slot for leaf in plan.given for slot in (leaf, f"{leaf}.by_step", f"{leaf}.by_row"))
+    return (*numbers, *(("resets",) if plan.resets else ()))
+
+
+def load_given(
+    e: Emitter, kernel: Kernel, plan: Plan, step: Step, row: Value, unit: Value, mask: Value
+) -> dict[str, Value]:
+    """A vector of each given leaf."""
+    found = {}
+    for leaf in plan.given:
+        by_step, by_row = (kernel.slot(e, f"{leaf}.{stride}") for stride in ("by_step", "by_row"))
+        at = (step.row + row) * by_step + row * by_row + unit
+        found[leaf] = e.load_masked(mask, kernel.pointer(e, leaf), at)
+    return found

@@ -7,7 +7,7 @@ import ctypes
 from recollect.engine.llvm import backward, forward
 from recollect.engine.llvm.kernel import Kernel, Tiling, make_tiling
 from recollect.engine.llvm.machine import COMPILING, compile_module, host
-from recollect.engine.plan import make_plan
+from recollect.engine.plan import Variant, make_plan
 from recollect.graph.graph import Graph
 
 _CACHE: dict[tuple[object, ...], Kernels] = {}
@@ -29,12 +29,18 @@ class Function:
 
 
 class Kernels:
-    """The kernels of one cell in one dtype; each is compiled when first asked for."""
+    """The kernels of one cell in one dtype and variant; each is compiled when first asked for."""
 
     def __init__(
-        self, graph: Graph, gates: tuple[str, ...], states: tuple[str, ...], vectors: tuple[str, ...], dtype: str
+        self,
+        graph: Graph,
+        gates: tuple[str, ...],
+        states: tuple[str, ...],
+        vectors: tuple[str, ...],
+        dtype: str,
+        variant: Variant,
     ) -> None:
-        self.plan = make_plan(graph, gates, states, vectors)
+        self.plan = make_plan(graph, gates, states, vectors, variant)
         self.dtype = dtype
         self._functions: dict[tuple[object, ...], Function] = {}
 
@@ -65,11 +71,16 @@ class Kernels:
 
 
 def kernels_for(
-    graph: Graph, gates: tuple[str, ...], states: tuple[str, ...], vectors: tuple[str, ...], dtype: str
+    graph: Graph,
+    gates: tuple[str, ...],
+    states: tuple[str, ...],
+    vectors: tuple[str, ...],
+    dtype: str,
+    variant: Variant,
 ) -> Kernels:
     """The kernels of a cell; the graph's content is the key, so equal names never collide."""
-    key = (graph.key, gates, states, vectors, dtype)
+    key = (graph.key, gates, states, vectors, dtype, variant)
     found = _CACHE.get(key)
     if found is None:
-        found = _CACHE.setdefault(key, Kernels(graph, gates, states, vectors, dtype))
+        found = _CACHE.setdefault(key, Kernels(graph, gates, states, vectors, dtype, variant))
     return found

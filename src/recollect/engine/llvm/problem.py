@@ -13,7 +13,7 @@ from itertools import accumulate
 import numpy as np
 
 from recollect.engine.llvm import backward
-from recollect.engine.llvm.kernel import WIDE, round_up
+from recollect.engine.llvm.kernel import WIDE, given_slots, round_up
 from recollect.engine.llvm.kernels import Function, Kernels
 from recollect.engine.llvm.team import Team
 from recollect.engine.llvm.values import SIZE
@@ -116,9 +116,9 @@ class Problem:
     def infer(self) -> Pass:
         """The forward pass alone.
 
-        Addresses: ``x y w_ih w_hh b_ih b_hh packed_vectors packed_bias packed``, one of ``states`` for each
-        state, ``saved``, then ``initial`` and ``final`` of each state and the vectors. Parts of its memory:
-        from ``packed_vectors`` to ``saved``.
+        Addresses: ``x w_ih w_hh b_ih b_hh packed_vectors packed_bias packed``, one of ``states`` for each
+        state, ``saved``, then ``y`` of each output, ``initial`` and ``final`` of each state, the vectors and
+        what the call gives (`given_slots`). Parts of its memory: from ``packed_vectors`` to ``saved``.
         """
         return self._forward(save=False)
 
@@ -140,10 +140,10 @@ class Problem:
         )
         blocks = self._blocks(self.tiling.rows(len(plan.accumulators) * self.tiling.unit_vectors))
         names = (
-            "x", "y", "w_ih", "w_hh", "b_ih", "b_hh", "packed_vectors", "packed_bias", "packed",
-            *(f"states.{name}" for name in plan.states), "saved",
+            "x", "w_ih", "w_hh", "b_ih", "b_hh", "packed_vectors", "packed_bias", "packed",
+            *(f"states.{name}" for name in plan.states), "saved", *(f"y.{name}" for name in plan.outputs),
             *(f"{kind}.{name}" for kind in ("initial", "final") for name in plan.states),
-            *(f"vector.{name}" for name in plan.vectors),
+            *(f"vector.{name}" for name in plan.vectors), *given_slots(plan),
         )  # fmt: skip
         sizes = self._common | {"blocks": blocks, "keep": int(save)}
         return Pass(self.kernels.forward(self.tiling, save=save), sizes, names, parts)
@@ -152,18 +152,12 @@ class Problem:
     def backward(self) -> Pass:
         """The backward pass.
 
-        Addresses: ``x dx dy w_ih w_hh dw_ih dw_hh sums``, the forward pass's ``states`` of each state and
-        ``saved``, ``grad`` of each state, the vectors, then ``packed_vectors chunk packed_ih packed_hh``,
-        which are the parts of its memory. ``dx``, ``dw_ih`` and ``dw_hh`` may be 0: not wanted.
+        Addresses: ``x dx w_ih w_hh dw_ih dw_hh sums``, the forward pass's ``states`` of each state and
+        ``saved``, ``dy`` and then ``dy_stride`` of each output, ``grad`` (and ``restart``, where there are
+        resets) of each state, the vectors, what the call gives, then ``packed_vectors chunk packed_ih
+        packed_hh``, which are the parts of its memory. ``dx``, ``dw_ih`` and ``dw_hh`` may be 0: not wanted.
+        ``dy_stride`` is H, or 0 where ``dy`` is one row of zeros for all.
         """
-        return self._backward(dy_stride=self.hidden)
-
-    @cached_property
-    def backward_without_dy(self) -> Pass:
-        """The same where y has no gradient: ``dy`` is H zeros."""
-        return self._backward(dy_stride=0)
-
-    def _backward(self, *, dy_stride: int) -> Pass:
         plan, tiling = self.plan, self.tiling
         stride = backward.chunk_stride(tiling, self.columns)
         most_rows = backward.chunk_rows(stride, SIZE[tiling.dtype])
@@ -175,14 +169,16 @@ class Problem:
             round_up(self.hidden, tiling.hidden_wide * tiling.lanes) * self.gates,
         )
         names = (
-            "x", "dx", "dy", "w_ih", "w_hh", "dw_ih", "dw_hh", "sums",
-            *(f"states.{name}" for name in plan.states), "saved", *(f"grad.{name}" for name in plan.states),
-            *(f"vector.{name}" for name in plan.vectors), "packed_vectors", "chunk", "packed_ih", "packed_hh",
+            "x", "dx", "w_ih", "w_hh", "dw_ih", "dw_hh", "sums",
+            *(f"states.{name}" for name in plan.states), "saved",
+            *(f"{kind}.{name}" for kind in ("dy", "dy_stride") for name in plan.outputs),
+            *(f"{kind}.{name}" for kind in backward.grad_kinds(plan)[1:] for name in plan.states),
+            *(f"vector.{name}" for name in plan.vectors), *given_slots(plan),
+            "packed_vectors", "chunk", "packed_ih", "packed_hh",
         )  # fmt: skip
         sizes = self._common | {
             "blocks": self._blocks(tiling.rows(tiling.hidden_wide)), "chunk_steps": chunk_steps,
             "chunk_stride": stride, "columns": self.columns, "grad_width": self.grad_width,
-            "dy_stride": dy_stride,
         }  # fmt: skip
         return Pass(self.kernels.backward(tiling), sizes, names, parts)
 
