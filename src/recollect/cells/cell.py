@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 import keyword
 from collections import namedtuple
 from collections.abc import Callable
@@ -28,6 +29,7 @@ class Cell:
         states: names of the states; the first is the output and feeds W_hh.
         vectors: names of the per-unit parameters.
         graph: the step as data; its key, not the name, says which cell this is.
+        text: the declaration and the graph as JSON.
     """
 
     def __init__(
@@ -44,6 +46,8 @@ class Cell:
         self._function = function
         self.name, self.gates, self.states, self.vectors = name, gates, states, vectors
         self.graph = graph
+        # The declaration and the step as one text: equal texts are equal cells, whoever wrote them.
+        self.text = json.dumps([name, *map(" ".join, (gates, states, vectors)), graph.to_json()])
         self.__doc__ = doc
         self.__name__ = name
         self.Shares = namedtuple("Shares", gates)
@@ -74,16 +78,12 @@ class Cell:
 
     def __reduce__(self) -> Any:
         # A pickled or copied module carries the step as data, so it needs no source on the other side.
-        return (
-            Cell.from_graph,
-            (
-                self.name,
-                " ".join(self.gates),
-                " ".join(self.states),
-                " ".join(self.vectors),
-                self.graph.to_json(),
-            ),
-        )
+        return Cell.from_text, (self.text,)
+
+    @classmethod
+    def from_text(cls, text: str) -> Cell:
+        """Make a cell from the ``text`` of another."""
+        return cls.from_graph(*json.loads(text))
 
     @classmethod
     def from_graph(cls, name: str, gates: str, states: str, vectors: str, graph: str) -> Cell:

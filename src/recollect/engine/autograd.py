@@ -280,7 +280,7 @@ def _backward(
     sums = x.new_zeros(problem.sums)
     dx = torch.empty_like(x) if needed[0] else None
     dw_ih, dw_hh = (torch.zeros_like(w) if needed[1] or needed[2] else None for w in (weight_ih, weight_hh))
-    zeros = x.new_zeros(hidden) if any(grad is None for grad in grads[:wanted]) else None
+    zeros = x.new_zeros(hidden)
     doutputs = [zeros if grad is None else grad for grad in _readable(grads[:wanted])]
     given, alive = _given(problem, extras)
     kernel = problem.backward

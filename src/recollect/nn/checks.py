@@ -46,6 +46,20 @@ def check_resets(resets: Any, x: torch.Tensor | PackedSequence) -> torch.Tensor:
     return flags.to(rows_of(x).device)
 
 
+def check_flags(**flags: object) -> None:
+    """Raise InputError unless every flag is a truth value; a number in its place is a slip, as torch.nn has it."""
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise InputError(f"{name} must be True or False", given=f"{name}={flag!r}")
+
+
+def as_parameters(weight: torch.Tensor, values: Any) -> Any:
+    """Under autocast, what other layers made in half precision comes in the type of a layer's parameters."""
+    if isinstance(values, tuple | list) and not isinstance(values, PackedSequence):
+        return tuple(as_parameters(weight, value) for value in values)
+    return values.to(weight.dtype) if isinstance(values, torch.Tensor | PackedSequence) else values
+
+
 def check_tensor(x: object) -> torch.Tensor:
     """Return ``x``, or raise InputError if it is no tensor."""
     if isinstance(x, torch.Tensor):

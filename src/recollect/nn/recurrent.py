@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, TypedDict
 
@@ -17,6 +18,8 @@ from recollect.engine.plan import Variant
 from recollect.errors import InputError
 from recollect.nn import compiled
 from recollect.nn.checks import (
+    as_parameters,
+    check_flags,
     check_input,
     check_probability,
     check_resets,
@@ -102,12 +105,16 @@ class Recurrent(nn.Module):
                 remedy="decorate your step with @recollect.cell(gates=..., states=...)",
             )
         check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
+        check_flags(bias=bias, batch_first=batch_first, bidirectional=bidirectional,
+                    learned_initial_state=learned_initial_state)  # fmt: skip
         _check_projection(cell, hidden_size, proj_size)
         self.cell = cell
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.bidirectional = bias, batch_first, bidirectional
         self.proj_size, self.learned_initial_state = proj_size, learned_initial_state
         self.dropout = check_probability("dropout", dropout)
+        if self.dropout and num_layers == 1:
+            warnings.warn(f"dropout={dropout} does nothing: it acts between layers, and there is one", stacklevel=3)
         self.recurrent_dropout = check_probability("recurrent_dropout", recurrent_dropout)
         each = list(zoneout) if isinstance(zoneout, tuple | list) else [zoneout] * len(cell.states)
         if len(each) != len(cell.states):
@@ -189,10 +196,11 @@ class Recurrent(nn.Module):
         """
         self._check_input(x)
         packed, device = isinstance(x, PackedSequence), rows_of(x).device.type
-        unbatched = not packed and x.dim() == 2
+        unbatched = not packed and rows_of(x).dim() == 2
         autocast = torch.is_autocast_enabled(device)
         if autocast:
-            x, state = _as_parameters(self.weight_ih_l0, x, state)  # pyright: ignore[reportArgumentType]
+            weight: torch.Tensor = self.weight_ih_l0  # pyright: ignore[reportAssignmentType]
+            x, state = as_parameters(weight, x), as_parameters(weight, state)
         resets = None if resets is None else check_resets(resets, x)
         if unbatched:
             axis = 0 if self.batch_first else 1
@@ -204,7 +212,7 @@ class Recurrent(nn.Module):
         with torch.autocast(device, enabled=False) if autocast else contextlib.nullcontext():
             outputs, final = run(stack, x, lengths, resets, initial, self._flat_weights(), noise)
         if unbatched:
-            outputs = [each.squeeze(axis) for each in outputs]
+            outputs = [each.squeeze(axis) for each in outputs]  # pyright: ignore[reportAttributeAccessIssue]
             final = [each.squeeze(1) for each in final]
         results = (outputs[0], _one_or_all(final))
         return (*results, _one_or_all(outputs)) if return_states else results
@@ -275,7 +283,9 @@ class Recurrent(nn.Module):
         weight: torch.Tensor = self.weight_ih_l0  # pyright: ignore[reportAssignmentType]
         data = check_tensor(rows_of(x))
         check_input(data, weight, self.input_size, layouts)
-        if not packed and data.shape[1 if self.batch_first and data.dim() == 3 else 0] == 0:
+        # A graph that is being traced would be bound to T >= 1 by this; the operator checks when it runs.
+        time = 1 if self.batch_first and data.dim() == 3 else 0
+        if not packed and not torch.compiler.is_compiling() and data.shape[time] == 0:
             raise InputError(
                 "the input is empty: a sequence without steps", given=tuple(data.shape), expected=f"T >= 1 in {usual}",
                 remedy="skip the call where there is nothing to read yet",
@@ -315,15 +325,6 @@ def draw_like_torch(parameters: Iterable[torch.Tensor], hidden_size: int) -> Non
 
 def _one_or_all(values: Sequence[Any]) -> Any:
     return values[0] if len(values) == 1 else tuple(values)
-
-
-def _as_parameters(weight: torch.Tensor, x: Any, state: Any) -> tuple[Any, Any]:
-    """Under autocast, what other layers made in half precision comes in the type of this layer's parameters."""
-
-    def cast(value: Any) -> Any:
-        return value.to(weight.dtype) if isinstance(value, torch.Tensor | PackedSequence) else value
-
-    return cast(x), tuple(map(cast, state)) if isinstance(state, tuple | list) else cast(state)
 
 
 def _check_projection(cell: Cell, hidden_size: int, proj_size: object) -> None:

@@ -6,6 +6,7 @@ single step of a small batch takes up to twice the time of torch.nn's own cell.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,17 +17,25 @@ from recollect import cells
 from recollect.cells.cell import Cell
 from recollect.engine import dispatch
 from recollect.engine.reference import Weights
-from recollect.nn.checks import check_input, check_sizes, check_states, check_tensor
+from recollect.nn import compiled
+from recollect.nn.checks import as_parameters, check_flags, check_input, check_sizes, check_states, check_tensor
 from recollect.nn.recurrent import draw_like_torch
+from recollect.nn.stack import Stack
 from recollect.nn.torch_compat import rnn_cell
 
 
 class _TorchCell(nn.Module):
     """One step of a cell, with torch.nn's parameter names: ``weight_ih, weight_hh, bias_ih, bias_hh``."""
 
+    weight_ih: nn.Parameter
+    weight_hh: nn.Parameter
+    bias_ih: nn.Parameter | None
+    bias_hh: nn.Parameter | None
+
     def __init__(self, cell: Cell, input_size: int, hidden_size: int, bias: bool, device: Any, dtype: Any) -> None:
         super().__init__()
         check_sizes(input_size=input_size, hidden_size=hidden_size)
+        check_flags(bias=bias)
         self.cell, self.input_size, self.hidden_size, self.bias = cell, input_size, hidden_size, bias
         rows = len(cell.gates) * hidden_size
         shapes = {"weight_ih": (rows, input_size), "weight_hh": (rows, hidden_size)}
@@ -58,21 +67,32 @@ class _TorchCell(nn.Module):
         Raises:
             InputError: a shape, dtype or device does not fit.
         """
-        x = check_tensor(input)
-        weight: torch.Tensor = self.weight_ih  # pyright: ignore[reportAssignmentType]
+        x, weight = check_tensor(input), self.weight_ih
+        autocast = torch.is_autocast_enabled(x.device.type)
+        if autocast:
+            x, hx = as_parameters(weight, x), as_parameters(weight, hx)
         check_input(x, weight, self.input_size, ("[B, I]", "[I] for one sequence"))
-        axes = "batch, hidden_size" if x.dim() == 2 else "hidden_size"
-        shapes = dict.fromkeys(self.cell.states, (*x.shape[:-1], self.hidden_size))
-        states = check_states(hx, shapes, x, axes)
-        if x.dim() == 1:
+        unbatched = x.dim() == 1
+        axes = "hidden_size" if unbatched else "batch, hidden_size"
+        states = check_states(hx, dict.fromkeys(self.cell.states, (*x.shape[:-1], self.hidden_size)), x, axes)
+        if unbatched:
             x, states = x.unsqueeze(0), [each.unsqueeze(0) for each in states]
-        biases: tuple[Any, Any] = (self.bias_ih, self.bias_hh)
-        weights = Weights(weight, self.weight_hh, *biases)  # pyright: ignore[reportArgumentType]
+        with torch.autocast(x.device.type, enabled=False) if autocast else contextlib.nullcontext():
+            new = self._step(x, states)
+        if unbatched:
+            new = [each.squeeze(0) for each in new]
+        return new[0] if len(new) == 1 else tuple(new)
+
+    def _step(self, x: torch.Tensor, states: list[torch.Tensor]) -> Sequence[torch.Tensor]:
+        biases = (self.bias_ih, self.bias_hh)
+        if torch.compiler.is_compiling():
+            stack = Stack(self.cell, 1, False, False, self.bias, False, False, False, False, False)
+            flat = [self.weight_ih, self.weight_hh, *(biases if self.bias else ())]
+            _, new = compiled.run(stack, x.unsqueeze(0), None, None, [each.unsqueeze(0) for each in states], flat, [])
+            return [each.squeeze(0) for each in new]
         sizes = [x.shape[0]] if x.shape[0] else []
-        _, new = dispatch.run(self.cell, x, sizes, states, weights, reverse=False, label="cell")
-        if input.dim() == 1:
-            new = tuple(each.squeeze(0) for each in new)
-        return new[0] if len(self.cell.states) == 1 else tuple(new)
+        weights = Weights(self.weight_ih, self.weight_hh, *biases)
+        return dispatch.run(self.cell, x, sizes, states, weights, reverse=False, label="cell")[1]
 
     def backend_for(self, x: torch.Tensor) -> str:
         """Say which backend would serve ``self(x)``, and why not the others."""
@@ -94,6 +114,10 @@ class RNNCell(_TorchCell):
                  device: Any = None, dtype: Any = None) -> None:  # fmt: skip
         super().__init__(rnn_cell(nonlinearity), input_size, hidden_size, bias, device, dtype)
         self.nonlinearity = nonlinearity
+
+    def extra_repr(self) -> str:
+        """What ``print(cell)`` shows in the brackets."""
+        return super().extra_repr() + ("" if self.nonlinearity == "tanh" else f", nonlinearity={self.nonlinearity}")
 
 
 class LSTMCell(_TorchCell):

@@ -10,8 +10,8 @@
             dW_ih += dpre' x,  dW_hh += dpre' h,  sums over rows for biases and vectors,  dx = dpre W_ih
 
 ``grad.s`` [B, grad_width] holds dL/ds of the rows' present step: at the start the gradients of the final
-states, at the end those of the initial states; ``restart.s`` adds up what resets hand over. Each number is summed in one order, whatever the number of
-threads, so gradients repeat to the bit.
+states, at the end those of the initial states; ``restart.s`` adds up what resets hand over. Each number is
+summed in one order, whatever the number of threads, so gradients repeat to the bit.
 
 A row of a chunk's buffer holds ``dinp`` for all gates, then ``drec`` where it differs, then ``dvec``.
 """
