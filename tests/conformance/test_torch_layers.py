@@ -284,7 +284,7 @@ def test_dropout_of_everything(kind, dtype):
 @pytest.mark.filterwarnings("ignore:dropout option adds dropout after all but last:UserWarning")
 @kinds
 def test_dropout_spares_the_last_layer(kind):
-    """ "on the outputs of each layer except the last layer": with one layer there is nothing to drop."""
+    """ "on the outputs of each ... layer except the last layer": with one layer there is nothing to drop."""
     x = drawn(T, B, I, dtype=torch.float32)
     assert_bits(make(nn, kind, dropout=0.9)(x)[0], make(nn, kind)(x)[0])
 
