@@ -11,7 +11,7 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 
 from recollect import nn
-from tolerances import GRADIENT, VALUE, assert_equal
+from tolerances import GRADIENT, VALUE, assert_bits, assert_equal
 
 I, H, P = 3, 4, 2  # input_size, hidden_size, proj_size  # noqa: E741  (the pages' own letters)
 T, B = 5, 3
@@ -103,6 +103,47 @@ def assert_same(ours: Any, theirs: Any, x: torch.Tensor, hx: Any = None, wrap: A
     assert list(gradients) == list(true_gradients)
     for name, true in true_gradients.items():
         assert_equal(gradients[name], true, GRADIENT, f"gradients of {name}")
+
+
+# ---------------------------------------------------------------- all six classes
+
+# (kind, whether it is the cell rather than the layer)
+MODULES = [(kind, False) for kind in KINDS] + [(kind, True) for kind in STEP_KINDS]
+modules = pytest.mark.parametrize(("kind", "step"), MODULES, ids=[k + " cell" * s for k, s in MODULES])
+
+
+def suffix(step: bool) -> str:
+    """What the names of the parameters of a layer's first place end in, and those of a cell do not."""
+    return "" if step else "_l0"
+
+
+def given(step: bool, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """An input of a layer, or of a cell."""
+    return drawn(*(() if step else (T,)), B, I, dtype=dtype)
+
+
+def start(kind: str, step: bool, dtype: torch.dtype = torch.float64) -> Any:
+    """Initial states of a layer of one place, or of a cell."""
+    return states(kind, *(() if step else (1,)), B, dtype=dtype)
+
+
+def big(kind: str, step: bool) -> tuple[Any, Any]:
+    """A pair with every parameter that there can be."""
+    more = {} if step else {"num_layers": 2, "bidirectional": True}
+    return pair(kind, step=step, dtype=torch.float64, **more)
+
+
+def assert_same_results(mine: Any, true: Any) -> None:
+    for each, expected in zip(tensors(mine), tensors(true), strict=True):
+        assert_equal(each, expected)
+
+
+def assert_same_bits(mine: Any, true: Any) -> None:
+    for each, expected in zip(tensors(mine), tensors(true), strict=True):
+        assert_bits(each, expected)
+
+
+# ---------------------------------------------------------------- what is printed on a page
 
 
 def run_examples(page: Any, library: Any) -> dict[str, Any]:
