@@ -176,7 +176,6 @@ CALLS = {
     "hx of another dtype": (ALL, lambda cell, kind: cell(zeros(B, I), hidden(kind, B, dtype=torch.float64))),
     "a number as hx": (ALL, lambda cell, kind: cell(zeros(B, I), 0.0)),
     "two states for one": (ONE, lambda cell, kind: cell(zeros(B, I), (zeros(B, H), zeros(B, H)))),
-    "a tuple for one state": (ONE, lambda cell, kind: cell(zeros(B, I), (zeros(B, H),))),
     "h alone": (TWO, lambda cell, kind: cell(zeros(B, I), zeros(B, H))),
     "h alone in a tuple": (TWO, lambda cell, kind: cell(zeros(B, I), (zeros(B, H),))),
     "both states in one tensor": (TWO, lambda cell, kind: cell(zeros(B, I), zeros(2, B, H))),

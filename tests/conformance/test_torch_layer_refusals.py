@@ -102,8 +102,6 @@ CALLS = {
     "a number as hx": (ALL, lambda layer, kind: layer(zeros(T, B, I), 0.0)),
     "hx of another size": (ONE, lambda layer, kind: layer(zeros(T, B, I), zeros(1, B, H + 1))),
     "two states for one": (ONE, lambda layer, kind: layer(zeros(T, B, I), (zeros(1, B, H),) * 2)),
-    "a tuple for one state": (ONE, lambda layer, kind: layer(zeros(T, B, I), (zeros(1, B, H),))),
-    "a list for one state": (ONE, lambda layer, kind: layer(zeros(T, B, I), [zeros(1, B, H)])),
     "h of another size": (TWO, lambda layer, kind: layer(zeros(T, B, I), (zeros(1, B, H + 1), zeros(1, B, H)))),
     "c of another size": (TWO, lambda layer, kind: layer(zeros(T, B, I), (hidden(kind, 1, B)[0], zeros(1, B, H + 1)))),
     "c of another batch": (TWO, lambda layer, kind: layer(zeros(T, B, I), (hidden(kind, 1, B)[0], zeros(1, 1, H)))),

@@ -71,7 +71,7 @@ def run(
     reverse: bool,
 ) -> Result:
     """Run one layer in one direction; arguments and returns as `reference.run`."""
-    if not batch_sizes:  # every row has length 0: nothing to do, and nothing that a kernel could be given
+    if not x.shape[0]:  # every row has length 0: nothing to do, and nothing that a kernel could be given
         return reference.run(cell, x, batch_sizes, states, weights, extras, reverse=reverse)
     tensors = (x, *weights[:4], *states, *weights.vectors)
     _check(cell, tensors, extras)

@@ -149,7 +149,7 @@ def run(
     if listener is None and _forced in ("auto", "llvm") and weights.hr is None and autograd.obstacle(x) is None:
         return autograd.run(cell, x, batch_sizes, states, weights, extras, reverse=reverse)  # most calls by far
     choice = choose(cell, x, projected=weights.hr is not None, variant=extras.variant)
-    if choice.name == "torch" and batch_sizes:
+    if choice.name == "torch" and x.shape[0]:
         return torch_kernels.run(cell, x, batch_sizes, states, weights, reverse=reverse)
     if choice.name == "reference" and listener is None and _forced != "reference":
         _warn_once(choice)

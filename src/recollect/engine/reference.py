@@ -80,7 +80,8 @@ def run(
     Args:
         cell: the step.
         x: [N, I], the rows of step 0, then of step 1, ...; N is the sum of ``batch_sizes``.
-        batch_sizes: how many rows are active at each step, never growing (`PackedSequence`'s layout).
+        batch_sizes: how many rows are active at each step, never growing (`PackedSequence`'s layout); at least
+            one step, which may have no rows.
         states: initial value of each state, [B, its size]; rows sorted by length, longest first.
         weights: of the layer and direction.
         extras: what the call adds to the plain recurrence.
@@ -93,7 +94,7 @@ def run(
     """
     gates, linear = len(cell.gates), torch.nn.functional.linear
     sizes = list(batch_sizes)
-    inputs = linear(x, weights.ih, weights.bias_ih).split(sizes) if sizes else ()
+    inputs = linear(x, weights.ih, weights.bias_ih).split(sizes)
     resets = extras.resets.split(sizes) if extras.resets is not None else ()
     keep = [each.split(sizes) if each.dim() > 1 else [each] * len(sizes) for each in extras.keep]
     current = list(states)
@@ -113,7 +114,7 @@ def run(
             new = (linear(new[0], weights.hr), *new[1:])
         if keep:
             new = tuple(k[t] * old + (1 - k[t]) * s for k, old, s in zip(keep, prev, new, strict=True))
-        if tap is not None:
+        if tap is not None and rows:
             new = tap(t, new)
         left[t] = new
         whole = rows == current[0].shape[0]
@@ -121,19 +122,4 @@ def run(
             value if whole else torch.cat([value, state[rows:]]) for value, state in zip(new, current, strict=True)
         ]
     wanted = len(states) if extras.all_states else 1
-    if not sizes:  # every row has length 0: y is empty, and every parameter has a gradient, of zeros
-        return _nothing(x, states, weights, weights.ih.shape[0] // gates)[:wanted], tuple(current)
     return tuple(torch.cat([new[place] for new in left]) for place in range(wanted)), tuple(current)
-
-
-def _nothing(
-    x: torch.Tensor, states: Sequence[torch.Tensor], weights: Weights, hidden: int
-) -> tuple[torch.Tensor, ...]:
-    """The states of no rows, [0, its size], as results of every parameter."""
-    linear = torch.nn.functional.linear
-    preact = linear(x, weights.ih, weights.bias_ih) + linear(states[0][:0], weights.hh, weights.bias_hh)
-    state = preact[:, :hidden]
-    for vector in weights.vectors:
-        state = state + vector
-    output = state if weights.hr is None else linear(state, weights.hr)
-    return (output, *(state for _ in states[1:]))

@@ -53,6 +53,17 @@ def check_flags(**flags: object) -> None:
             raise InputError(f"{name} must be True or False", given=f"{name}={flag!r}")
 
 
+def autocast_is_on(x: torch.Tensor) -> bool:
+    """Whether torch would choose the type in which operations on ``x`` run."""
+    kind = x.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
+def without_autocast(x: torch.Tensor) -> torch.autocast:
+    """A context in which operations on ``x`` run in the type that they are given."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
 def as_parameters(weight: torch.Tensor, values: Any) -> Any:
     """Under autocast, what other layers made in half precision comes in the type of a layer's parameters."""
     if isinstance(values, tuple | list) and not isinstance(values, PackedSequence):
@@ -99,7 +110,7 @@ def check_input(x: torch.Tensor, weight: torch.Tensor, input_size: int, layouts:
             expected=f"input_size = {input_size} in the last dimension of {layouts[0]}",
         )
     for what, given, wanted in (("dtype", x.dtype, weight.dtype), ("device", x.device, weight.device)):
-        if given != wanted and not (what == "dtype" and torch.is_autocast_enabled(x.device.type)):
+        if given != wanted and not (what == "dtype" and autocast_is_on(x)):
             raise InputError(
                 f"the input and the layer differ in {what}",
                 given=given,

@@ -66,12 +66,12 @@ def _recurrent(
         each.clone(memory_format=torch.contiguous_format)
         if each.untyped_storage().data_ptr() in given
         else each.contiguous()
-        for each in (*outputs, *final)  # pyright: ignore[reportAttributeAccessIssue]
+        for each in (*outputs, *final)
     ]
 
 
 @_recurrent.register_fake
-def _(x, lengths, resets, states, parameters, noise, cell, layout):  # noqa: ANN001, ANN202
+def _(x, lengths, resets, states, parameters, noise, cell, layout):
     stack = _stack(cell, tuple(layout))
     directions = 2 if stack.bidirectional else 1
     kept = states if stack.all_states else states[:1]
@@ -96,17 +96,13 @@ def _recurrent_backward(
     # Inside an operator nothing is recorded for autograd, unless that is asked for.
     recording = torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False)  # pyright: ignore[reportCallIssue]
     with recording, torch.enable_grad():
-        inputs = [
-            each.detach().requires_grad_(place in wanted) for place, each in enumerate((x, *states, *parameters))
-        ]
+        inputs = [each.detach().requires_grad_(place in wanted) for place, each in enumerate((x, *states, *parameters))]
         end = 1 + len(states)
-        outputs, final = _stack(cell, tuple(layout)).run(
-            inputs[0], lengths, resets, inputs[1:end], inputs[end:], noise
-        )
+        outputs, final = _stack(cell, tuple(layout)).run(inputs[0], lengths, resets, inputs[1:end], inputs[end:], noise)
         pairs: list[tuple[Any, Tensor]] = [
             (out, grad)
             for out, grad in zip((*outputs, *final), grads, strict=True)
-            if grad is not None and out.requires_grad  # pyright: ignore[reportAttributeAccessIssue]
+            if grad is not None and out.requires_grad
         ]
         found = torch.autograd.grad(
             [out for out, _ in pairs], [inputs[place] for place in wanted], [grad for _, grad in pairs],
@@ -119,7 +115,7 @@ def _recurrent_backward(
 
 
 @_recurrent_backward.register_fake
-def _(grads, wanted, x, lengths, resets, states, parameters, noise, cell, layout):  # noqa: ANN001, ANN202
+def _(grads, wanted, x, lengths, resets, states, parameters, noise, cell, layout):
     inputs = (x, *states, *parameters)
     return [inputs[place].new_empty(inputs[place].shape) for place in wanted]
 

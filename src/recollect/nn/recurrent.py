@@ -19,6 +19,7 @@ from recollect.errors import InputError
 from recollect.nn import compiled
 from recollect.nn.checks import (
     as_parameters,
+    autocast_is_on,
     check_flags,
     check_input,
     check_probability,
@@ -27,6 +28,7 @@ from recollect.nn.checks import (
     check_states,
     check_tensor,
     rows_of,
+    without_autocast,
 )
 from recollect.nn.stack import Stack
 
@@ -114,7 +116,11 @@ class Recurrent(nn.Module):
         self.proj_size, self.learned_initial_state = proj_size, learned_initial_state
         self.dropout = check_probability("dropout", dropout)
         if self.dropout and num_layers == 1:
-            warnings.warn(f"dropout={dropout} does nothing: it acts between layers, and there is one", stacklevel=3)
+            warnings.warn(
+                "dropout option adds dropout after all but last recurrent layer, so non-zero dropout expects "
+                f"num_layers greater than 1, but got dropout={dropout} and num_layers=1",  # in torch.nn's own words
+                stacklevel=3,
+            )
         self.recurrent_dropout = check_probability("recurrent_dropout", recurrent_dropout)
         each = list(zoneout) if isinstance(zoneout, tuple | list) else [zoneout] * len(cell.states)
         if len(each) != len(cell.states):
@@ -195,9 +201,9 @@ class Recurrent(nn.Module):
             InputError: a shape, dtype, device, state or length does not fit.
         """
         self._check_input(x)
-        packed, device = isinstance(x, PackedSequence), rows_of(x).device.type
+        packed = isinstance(x, PackedSequence)
         unbatched = not packed and rows_of(x).dim() == 2
-        autocast = torch.is_autocast_enabled(device)
+        autocast = autocast_is_on(rows_of(x))
         if autocast:
             weight: torch.Tensor = self.weight_ih_l0  # pyright: ignore[reportAssignmentType]
             x, state = as_parameters(weight, x), as_parameters(weight, state)
@@ -208,8 +214,8 @@ class Recurrent(nn.Module):
         batch = int(x.batch_sizes[0]) if packed else x.shape[0 if self.batch_first else 1]  # pyright: ignore[reportAttributeAccessIssue]
         initial = self._initial_states(state, x, batch, unbatched=unbatched)
         stack, noise = self._stack(return_states), self._noise(x, batch)
-        run = compiled.run if torch.compiler.is_compiling() and not packed else Stack.run
-        with torch.autocast(device, enabled=False) if autocast else contextlib.nullcontext():
+        run: Any = compiled.run if torch.compiler.is_compiling() and not packed else Stack.run
+        with without_autocast(rows_of(x)) if autocast else contextlib.nullcontext():
             outputs, final = run(stack, x, lengths, resets, initial, self._flat_weights(), noise)
         if unbatched:
             outputs = [each.squeeze(axis) for each in outputs]  # pyright: ignore[reportAttributeAccessIssue]
@@ -310,8 +316,8 @@ class Recurrent(nn.Module):
         """What ``print(layer)`` shows in the brackets."""
         parts = [self.cell.name, str(self.input_size), str(self.hidden_size)]
         zoneout = self.zoneout[0] if len(set(self.zoneout)) == 1 else self.zoneout
-        shown = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False,
-                 "proj_size": 0, "recurrent_dropout": 0.0, "learned_initial_state": False}  # fmt: skip
+        shown = {"proj_size": 0, "num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0,
+                 "bidirectional": False, "recurrent_dropout": 0.0, "learned_initial_state": False}  # fmt: skip
         parts += [f"{name}={getattr(self, name)}" for name, value in shown.items() if getattr(self, name) != value]
         return ", ".join([*parts, *([f"zoneout={zoneout}"] if zoneout else [])])
 

@@ -103,7 +103,8 @@ def lay_out(
     active = torch.arange(steps, device=x.device).unsqueeze(1) < ordered.unsqueeze(0)  # [T, B]
     step, row = active.nonzero(as_tuple=True)
     return Rows(
-        batch_sizes=[size for size in active.sum(1).tolist() if size],
+        # At least one step, of no rows: then final states depend on every parameter, with a gradient of zeros.
+        batch_sizes=[size for size in active.sum(1).tolist() if size] or [0],
         batch=batch,
         steps=steps,
         batch_first=batch_first,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn.utils.rnn import PackedSequence
@@ -16,8 +17,6 @@ from recollect.engine import dispatch
 from recollect.engine.reference import PLAIN, Extras, Weights
 from recollect.nn.checks import rows_of
 from recollect.nn.rows import lay_out
-
-Batch = torch.Tensor | PackedSequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +44,13 @@ class Stack:
 
     def run(
         self,
-        x: Batch,
+        x: torch.Tensor | PackedSequence,
         lengths: torch.Tensor | Sequence[int] | None,
         resets: torch.Tensor | None,
         states: Sequence[torch.Tensor],
         parameters: Sequence[torch.Tensor],
         noise: Sequence[torch.Tensor],
-    ) -> tuple[list[Batch], list[torch.Tensor]]:
+    ) -> tuple[list[Any], list[torch.Tensor]]:
         """Run all layers.
 
         Args:

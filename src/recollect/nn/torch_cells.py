@@ -18,7 +18,16 @@ from recollect.cells.cell import Cell
 from recollect.engine import dispatch
 from recollect.engine.reference import Weights
 from recollect.nn import compiled
-from recollect.nn.checks import as_parameters, check_flags, check_input, check_sizes, check_states, check_tensor
+from recollect.nn.checks import (
+    as_parameters,
+    autocast_is_on,
+    check_flags,
+    check_input,
+    check_sizes,
+    check_states,
+    check_tensor,
+    without_autocast,
+)
 from recollect.nn.recurrent import draw_like_torch
 from recollect.nn.stack import Stack
 from recollect.nn.torch_compat import rnn_cell
@@ -68,7 +77,7 @@ class _TorchCell(nn.Module):
             InputError: a shape, dtype or device does not fit.
         """
         x, weight = check_tensor(input), self.weight_ih
-        autocast = torch.is_autocast_enabled(x.device.type)
+        autocast = autocast_is_on(x)
         if autocast:
             x, hx = as_parameters(weight, x), as_parameters(weight, hx)
         check_input(x, weight, self.input_size, ("[B, I]", "[I] for one sequence"))
@@ -77,7 +86,7 @@ class _TorchCell(nn.Module):
         states = check_states(hx, dict.fromkeys(self.cell.states, (*x.shape[:-1], self.hidden_size)), x, axes)
         if unbatched:
             x, states = x.unsqueeze(0), [each.unsqueeze(0) for each in states]
-        with torch.autocast(x.device.type, enabled=False) if autocast else contextlib.nullcontext():
+        with without_autocast(x) if autocast else contextlib.nullcontext():
             new = self._step(x, states)
         if unbatched:
             new = [each.squeeze(0) for each in new]
@@ -90,9 +99,8 @@ class _TorchCell(nn.Module):
             flat = [self.weight_ih, self.weight_hh, *(biases if self.bias else ())]
             _, new = compiled.run(stack, x.unsqueeze(0), None, None, [each.unsqueeze(0) for each in states], flat, [])
             return [each.squeeze(0) for each in new]
-        sizes = [x.shape[0]] if x.shape[0] else []
         weights = Weights(self.weight_ih, self.weight_hh, *biases)
-        return dispatch.run(self.cell, x, sizes, states, weights, reverse=False, label="cell")[1]
+        return dispatch.run(self.cell, x, [x.shape[0]], states, weights, reverse=False, label="cell")[1]
 
     def backend_for(self, x: torch.Tensor) -> str:
         """Say which backend would serve ``self(x)``, and why not the others."""
