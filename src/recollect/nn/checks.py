@@ -132,8 +132,7 @@ def check_states(state: Any, shapes: Mapping[str, tuple[int, ...]], x: torch.Ten
         InputError: a state does not fit.
     """
     if state is None:
-        zeros = {shape: x.new_zeros(shape) for shape in set(shapes.values())}
-        return [zeros[shape] for shape in shapes.values()]
+        return [x.new_zeros(shape) for shape in shapes.values()]
     given: Any = (state,) if isinstance(state, torch.Tensor) else state
     if not isinstance(given, tuple | list) or len(given) != len(shapes):
         raise InputError(

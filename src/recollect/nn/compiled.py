@@ -10,8 +10,10 @@ In eager mode nothing of this is used: a custom operator costs more there, and t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -33,13 +35,19 @@ def run(
 ) -> tuple[list[Any], list[Any]]:
     """What `Stack.run` does, as one node of the graph that is being traced."""
     lengths = None if lengths is None else torch.as_tensor(lengths)
-    layout = [stack.num_layers, *(int(getattr(stack, name)) for name in _FLAGS)]
-    results = _recurrent(x, lengths, resets, list(states), list(parameters), list(noise), stack.cell.text, layout)
+    results = _recurrent(
+        x, lengths, resets, list(states), list(parameters), list(noise), stack.cell.text, _layout(stack)
+    )
     count = len(results) - len(states)
     return results[:count], results[count:]
 
 
 _FLAGS = ("bidirectional", "batch_first", "bias", "projected", "dropout", "recurrent_dropout", "zoneout", "all_states")
+
+
+def _layout(stack: Stack) -> list[int]:
+    """A stack without its cell, as an operator can be given it."""
+    return [stack.num_layers, *(int(getattr(stack, name)) for name in _FLAGS)]
 
 
 @lru_cache(maxsize=256)
@@ -93,58 +101,144 @@ def _recurrent_backward(
     layout: Sequence[int],
 ) -> list[Tensor]:
     """Gradients of the inputs numbered ``wanted`` among ``(x, *states, *parameters)``."""
-    # Inside an operator nothing is recorded for autograd, unless that is asked for.
-    recording = torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False)  # pyright: ignore[reportCallIssue]
-    with recording, torch.enable_grad():
-        inputs = [each.detach().requires_grad_(place in wanted) for place, each in enumerate((x, *states, *parameters))]
-        end = 1 + len(states)
-        outputs, final = _stack(cell, tuple(layout)).run(inputs[0], lengths, resets, inputs[1:end], inputs[end:], noise)
-        pairs: list[tuple[Any, Tensor]] = [
-            (out, grad)
-            for out, grad in zip((*outputs, *final), grads, strict=True)
-            if grad is not None and out.requires_grad
-        ]
-        found = torch.autograd.grad(
-            [out for out, _ in pairs], [inputs[place] for place in wanted], [grad for _, grad in pairs],
-            allow_unused=True,
-        )  # fmt: skip
-    return [
-        torch.zeros_like(inputs[place]) if grad is None else grad.clone(memory_format=torch.contiguous_format)
-        for place, grad in zip(wanted, found, strict=True)
-    ]
+    with _recorded():
+        inputs = _leaves((x, *states, *parameters))
+        results = _results(inputs, lengths, resets, len(states), noise, cell, layout)
+        return _owned(_gradients(results, grads, [inputs[place] for place in wanted]))
 
 
 @_recurrent_backward.register_fake
 def _(grads, wanted, x, lengths, resets, states, parameters, noise, cell, layout):
-    inputs = (x, *states, *parameters)
-    return [inputs[place].new_empty(inputs[place].shape) for place in wanted]
+    return _like((x, *states, *parameters), wanted)
+
+
+@torch.library.custom_op("recollect::recurrent_double_backward", mutates_args=())
+def _recurrent_double_backward(
+    seconds: Sequence[Tensor | None],
+    needed: Sequence[int],
+    grads: Sequence[Tensor | None],
+    wanted: Sequence[int],
+    x: Tensor,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    states: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    noise: Sequence[Tensor],
+    cell: str,
+    layout: Sequence[int],
+) -> list[Tensor]:
+    """Gradients of the inputs of `_recurrent_backward` numbered ``needed`` among ``(*grads, x, *states, *parameters)``."""
+    with _recorded():
+        inputs, outer = _leaves((x, *states, *parameters)), _leaves(grads)
+        results = _results(inputs, lengths, resets, len(states), noise, cell, layout)
+        firsts = _gradients(results, outer, [inputs[place] for place in wanted], create_graph=True)
+        everything = (*outer, *inputs)
+        return _owned(_gradients(firsts, seconds, [everything[place] for place in needed]))
+
+
+@_recurrent_double_backward.register_fake
+def _(seconds, needed, grads, wanted, x, lengths, resets, states, parameters, noise, cell, layout):
+    return _like((*grads, x, *states, *parameters), needed)
+
+
+@contextmanager
+def _recorded() -> Iterator[None]:
+    """Record for autograd, which inside of an operator is off."""
+    off = torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False)  # pyright: ignore[reportCallIssue]
+    with off, torch.enable_grad():
+        yield
+
+
+def _leaves(tensors: Sequence[Tensor | None]) -> list[Any]:
+    return [None if each is None else each.detach().requires_grad_() for each in tensors]
+
+
+def _results(
+    inputs: Sequence[Tensor], lengths: Any, resets: Any, states: int, noise: Any, cell: str, layout: Sequence[int]
+) -> list[Tensor]:
+    x, rest = inputs[0], inputs[1:]
+    outputs, final = _stack(cell, tuple(layout)).run(x, lengths, resets, rest[:states], rest[states:], noise)
+    return [*outputs, *final]
+
+
+def _gradients(
+    outputs: Sequence[Tensor], grads: Sequence[Tensor | None], inputs: Sequence[Tensor], *, create_graph: bool = False
+) -> list[Tensor]:
+    """The gradients of ``inputs``, zeros where nothing depends on them."""
+    pairs = [(out, grad) for out, grad in zip(outputs, grads, strict=True) if grad is not None and out.requires_grad]
+    if not pairs:
+        return [torch.zeros_like(each) for each in inputs]
+    found = torch.autograd.grad(
+        [out for out, _ in pairs], inputs, [grad for _, grad in pairs], create_graph=create_graph, allow_unused=True
+    )
+    return [torch.zeros_like(each) if grad is None else grad for grad, each in zip(found, inputs, strict=True)]
+
+
+def _owned(results: Sequence[Tensor]) -> list[Tensor]:
+    """Each in memory of its own, as an operator's results must be."""
+    return [each.detach().clone(memory_format=torch.contiguous_format) for each in results]
+
+
+def _like(tensors: Sequence[Any], places: Sequence[int]) -> list[Tensor]:
+    return [tensors[place].new_empty(tensors[place].shape) for place in places]
+
+
+def _cut(flat: Sequence[Any], counts: Sequence[int]) -> list[list[Any]]:
+    ends = list(accumulate(counts))
+    return [list(flat[end - count : end]) for count, end in zip(counts, ends, strict=True)]
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     x, lengths, resets, states, parameters, noise, ctx.cell, ctx.layout = inputs
-    ctx.counts = (len(states), len(parameters), len(noise))
+    ctx.counts = (1, 1, 1, len(states), len(parameters), len(noise))
     ctx.save_for_backward(x, lengths, resets, *states, *parameters, *noise)
 
 
 def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
-    x, lengths, resets, *rest = ctx.saved_tensors
-    states, parameters, noise = _cut(rest, ctx.counts)
+    (x,), (lengths,), (resets,), states, parameters, noise = _cut(ctx.saved_tensors, ctx.counts)
     needed = [ctx.needs_input_grad[0], *ctx.needs_input_grad[3], *ctx.needs_input_grad[4]]
     wanted = [place for place, need in enumerate(needed) if need]
     found = iter(
         _recurrent_backward(list(grads), wanted, x, lengths, resets, states, parameters, noise, ctx.cell, ctx.layout)
     )
-    dx, *others = [next(found) if need else None for need in needed]
-    dstates, dparameters = _cut(others, ctx.counts[:2])
+    (dx,), dstates, dparameters = _cut(
+        [next(found) if need else None for need in needed], (1, len(states), len(parameters))
+    )
     return dx, None, None, dstates, dparameters, [None] * len(noise), None, None
 
 
-def _cut(flat: list[Any], counts: Sequence[int]) -> list[list[Any]]:
-    parts, start = [], 0
-    for count in counts:
-        parts.append(flat[start : start + count])
-        start += count
-    return parts
+def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    grads, ctx.wanted, *rest = inputs
+    _setup(ctx, tuple(rest), output)
+    ctx.counts = (len(grads), *ctx.counts)
+    ctx.save_for_backward(*grads, *ctx.to_save)
+
+
+def _double_backward(ctx: Any, seconds: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    grads, (x,), (lengths,), (resets,), states, parameters, noise = _cut(ctx.saved_tensors, ctx.counts)
+    needed = [*ctx.needs_input_grad[0], ctx.needs_input_grad[2], *ctx.needs_input_grad[5], *ctx.needs_input_grad[6]]
+    places = [place for place, need in enumerate(needed) if need]
+    found = iter(
+        _recurrent_double_backward(
+            list(seconds),
+            places,
+            grads,
+            ctx.wanted,
+            x,
+            lengths,
+            resets,
+            states,
+            parameters,
+            noise,
+            ctx.cell,
+            ctx.layout,
+        )
+    )
+    dgrads, (dx,), dstates, dparameters = _cut(
+        [next(found) if need else None for need in needed], (len(grads), 1, len(states), len(parameters))
+    )
+    return dgrads, None, dx, None, None, dstates, dparameters, [None] * len(noise), None, None
 
 
 _recurrent.register_autograd(_backward, setup_context=_setup)
+_recurrent_backward.register_autograd(_double_backward, setup_context=_setup_backward)

@@ -1,0 +1,220 @@
+"""Under torch.compile and torch.export a layer is one operator, whose results are those of the eager layer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.export import Dim
+
+import recollect
+from recollect import cells, nn
+from recollect.nn import compiled
+from tolerances import GRADIENT, VALUE, assert_bits, assert_equal
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning",  # of torch's compiler
+    "ignore:recollect runs on the reference",  # all states of a projected layer
+)  # fmt: skip
+
+LAYERS = {
+    "lstm": lambda: nn.LSTM(3, 5),
+    "two layers, both ways": lambda: nn.GRU(3, 5, 2, bidirectional=True),
+    "batch first, no bias": lambda: nn.RNN(3, 5, batch_first=True, bias=False),
+    "projected": lambda: nn.LSTM(3, 5, 2, proj_size=2),
+    "learned state": lambda: nn.LSTM(3, 5, learned_initial_state=True),
+    "vectors": lambda: nn.Recurrent(cells.peephole_lstm, 3, 5),
+}
+
+
+class Counted:
+    """A compiler backend that keeps the graphs that it is given and runs them as they are."""
+
+    def __init__(self):
+        self.graphs = []
+
+    def __call__(self, graph, inputs):
+        self.graphs.append(graph)
+        return graph.forward
+
+    def targets(self):
+        return [str(node.target) for graph in self.graphs for node in graph.graph.nodes if node.op == "call_function"]
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def call(layer, x, lengths=None, resets=None):
+    return layer(x, lengths=lengths, resets=resets, return_states=True)
+
+
+def arguments(layer, steps, batch):
+    shape = (batch, steps) if layer.batch_first else (steps, batch)
+    lengths = torch.randint(0, steps + 1, (batch,))
+    return torch.randn(*shape, 3), {"dense": {}, "lengths": {"lengths": lengths}, "resets": {
+        "lengths": lengths, "resets": torch.rand(shape) < 0.3}}  # fmt: skip
+
+
+def flat(results):
+    return [each for part in results for each in (part if isinstance(part, tuple) else (part,))]
+
+
+@pytest.mark.parametrize("how", ["dense", "lengths", "resets"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_whole_graph_for_any_batch_and_time(name, how):
+    torch.manual_seed(0)
+    layer = LAYERS[name]()
+    compiled_call = torch.compile(call, fullgraph=True, dynamic=True, backend="aot_eager")
+    for count, (steps, batch) in enumerate([(7, 4), (9, 2), (5, 6)]):
+        x, ways = arguments(layer, steps, batch)
+        with torch.compiler.set_stance("default" if not count else "fail_on_recompile"):
+            found = flat(compiled_call(layer, x.requires_grad_(), **ways[how]))
+        expected = flat(call(layer, x, **ways[how]))
+        for mine, true in zip(found, expected, strict=True):
+            assert_bits(mine, true)
+        wanted = [x, *layer.parameters()]
+        gradients = [
+            torch.autograd.grad(sum(each.square().sum() for each in outputs), wanted, allow_unused=True)
+            for outputs in (found, expected)
+        ]
+        for mine, true in zip(*gradients, strict=True):
+            if true is not None:
+                assert_equal(mine, true, GRADIENT)
+
+
+@pytest.mark.parametrize("steps", [3, 300])
+def test_a_call_is_one_node_whatever_the_length(steps):
+    """pytorch/pytorch#97155, #154652: an unrolled cell takes a compiler minutes to hours."""
+    backend, layer = Counted(), nn.LSTM(3, 5, 2, bidirectional=True)
+    torch.compile(layer, fullgraph=True, backend=backend)(torch.randn(steps, 2, 3))
+    targets = backend.targets()
+    assert sum("recurrent" in target for target in targets) == 1
+    assert len(targets) < 15
+
+
+def test_two_cells_of_one_name_stay_apart():
+    def declare(sign):
+        @recollect.cell(gates="a", states="h")
+        def mine(inp, rec, prev):
+            return torch.tanh(inp.a + rec.a) * sign
+
+        return mine
+
+    x = torch.randn(4, 2, 3)
+    for sign in (1.0, -0.5):
+        layer = nn.Recurrent(declare(sign), 3, 5)
+        assert_bits(torch.compile(layer, fullgraph=True, backend="aot_eager")(x)[0], layer(x)[0])
+
+
+def test_noise_is_drawn_outside_of_the_operator():
+    layer = nn.LSTM(3, 5, 2, dropout=0.3, recurrent_dropout=0.3, zoneout=0.2)
+    x = torch.randn(6, 4, 3)
+    found = []
+    for run in (torch.compile(layer, fullgraph=True, backend="aot_eager"), layer):
+        torch.manual_seed(0)
+        found.append(run(x)[0])
+    assert_bits(*found)
+
+
+def test_a_loop_over_a_cell_compiles():
+    cell, x = nn.LSTMCell(3, 5), torch.randn(4, 2, 3)
+
+    def loop(x):
+        state = None
+        for step in x:
+            state = cell(step, state)
+        return state[0]
+
+    assert_bits(torch.compile(loop, fullgraph=True, backend="aot_eager")(x), loop(x))
+
+
+def test_an_error_of_ours_comes_through():
+    layer = torch.compile(lambda x, n: nn_layer(x, lengths=n)[0], fullgraph=True, backend="aot_eager")
+    nn_layer = nn.GRU(3, 5)
+    with pytest.raises(recollect.errors.InputError, match="outside the sequence"):
+        layer(torch.randn(4, 2, 3), torch.tensor([1, 9]))
+
+
+def test_inductor_takes_it_with_what_surrounds_it():
+    torch.manual_seed(0)
+    head, layer = torch.nn.Linear(5, 2), nn.LSTM(3, 5)
+
+    def model(x):
+        return torch.relu(head(torch.tanh(layer(x * 2)[0])))
+
+    x = torch.randn(4, 2, 3, requires_grad=True)
+    y = torch.compile(model, fullgraph=True)(x)
+    assert_equal(y, model(x), VALUE)
+    (mine,), (true,) = (torch.autograd.grad(each.square().sum(), x) for each in (y, model(x)))
+    assert_equal(mine, true, GRADIENT)
+
+
+class Model(torch.nn.Module):
+    """What a user would export."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.head = layer, torch.nn.LazyLinear(2)
+
+    def forward(self, x, lengths=None):
+        return self.head(self.layer(x, lengths=lengths)[0])
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
+@pytest.mark.parametrize("how", ["dense", "lengths"])
+@pytest.mark.parametrize("name", ["lstm", "two layers, both ways", "batch first, no bias", "vectors"])
+def test_export_with_dynamic_batch_and_time(name, how, strict, tmp_path):
+    torch.manual_seed(0)
+    model = Model(LAYERS[name]()).eval()
+    x, ways = arguments(model.layer, 7, 4)
+    model(x)
+    batch, steps = Dim("batch"), Dim("steps")
+    shapes = {"x": {0: batch, 1: steps} if model.layer.batch_first else {0: steps, 1: batch}}
+    keywords = ways[how]
+    if keywords:
+        shapes["lengths"] = {0: batch}
+    program = torch.export.export(model, (x,), keywords, dynamic_shapes=shapes, strict=strict)
+    torch.export.save(program, tmp_path / "model.pt2")
+    again = torch.export.load(tmp_path / "model.pt2").module()
+    for sizes in ((7, 4), (3, 6), (20, 2)):
+        x, ways = arguments(model.layer, *sizes)
+        assert_bits(again(x, **ways[how]), model(x, **ways[how]))
+
+
+@pytest.mark.parametrize("how", ["dense", "lengths", "resets", "no valid step", "empty batch"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_opcheck(name, how):
+    """torch's own examination of an operator: schema, aliasing, fake tensors, autograd, dynamic shapes."""
+    torch.manual_seed(0)
+    layer = LAYERS[name]()
+    x, ways = arguments(layer, 4, 0 if how == "empty batch" else 3)
+    keywords = ways.get(how, {})
+    if how == "no valid step":
+        keywords = {"lengths": torch.zeros(3, dtype=torch.int64)}
+    stack = layer._stack(True)
+    runs = layer.num_layers * layer._directions
+    states = [torch.randn(runs, 0 if how == "empty batch" else 3, size, requires_grad=True)
+              for size in layer._state_sizes().values()]  # fmt: skip
+    layout = compiled._layout(stack)
+    given = (x.requires_grad_(), keywords.get("lengths"), keywords.get("resets"), states, layer._flat_weights(), [])
+    torch.library.opcheck(compiled._recurrent, (*given, layer.cell.text, layout))
+    results = compiled._recurrent(*given, layer.cell.text, layout)
+    grads = [torch.randn_like(each) for each in results]
+    wanted = list(range(1 + len(states) + len(given[4])))
+    torch.library.opcheck(compiled._recurrent_backward, (grads, wanted, *given, layer.cell.text, layout))
+
+
+def test_second_derivatives_of_the_operator():
+    layer = nn.GRU(2, 3, dtype=torch.float64)
+    states = [torch.randn(1, 2, 3, dtype=torch.float64, requires_grad=True)]
+
+    def operator(x, state):
+        layout = compiled._layout(layer._stack(False))
+        return compiled._recurrent(x, None, None, [state], layer._flat_weights(), [], layer.cell.text, layout)
+
+    x = torch.randn(4, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(operator, (x, *states))
+    assert torch.autograd.gradgradcheck(operator, (x, *states))
