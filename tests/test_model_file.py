@@ -44,6 +44,10 @@ MODULES = {
     "LSTM": lambda: nn.LSTM(3, 5, num_layers=2, batch_first=True, dropout=0.25),
     "GRU": lambda: nn.GRU(3, 5, bidirectional=True, bias=False),
     "RNN relu": lambda: nn.RNN(3, 5, nonlinearity="relu", dtype=torch.float64),
+    "LSTM with everything": lambda: nn.LSTM(
+        3, 5, 2, proj_size=2, recurrent_dropout=0.1, zoneout=(0.2, 0.3), learned_initial_state=True
+    ),
+    "Recurrent projected": lambda: nn.Recurrent(cells.cifg_lstm, 3, 5, proj_size=2, zoneout=0.1),
     "Recurrent own cell": lambda: nn.Recurrent(leaky, 3, 5, batch_first=True),
     **{
         f"Recurrent {name}": lambda name=name: nn.Recurrent(cells.by_name(name), 3, 5, bidirectional=True)
@@ -265,6 +269,13 @@ class TestModules:
         for name, tensor in loaded.state_dict().items():
             assert tensor.dtype == expected[name].dtype
             assert torch.equal(tensor, expected[name])
+
+    def test_a_file_from_before_an_argument_was_there(self):
+        header, tensors = pack_module(nn.LSTM(3, 5))
+        for key in ("recurrent_dropout", "zoneout", "learned_initial_state", "proj_size"):
+            del header["module"][key]
+        layer = unpack_module(header, tensors)
+        assert settings(layer) == settings(nn.LSTM(3, 5))
 
     @pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN relu", "Recurrent own cell", "Recurrent slstm"])
     def test_loaded_layer_computes_the_same_and_trains(self, path, name):

@@ -210,6 +210,18 @@ def test_a_mean_loss_is_multiplied_by_the_batch():
     np.testing.assert_allclose(mean.grad_norm_by_lag, np.sqrt((rows**2).mean(0)), rtol=1e-10)
 
 
+def test_a_projected_layer_has_curves_and_the_radius_of_both_its_matrices():
+    torch.manual_seed(0)
+    layer, x = torch.nn.LSTM(3, 6, proj_size=2), torch.randn(9, 2, 3)
+    found = recollect.diagnose(layer, x)
+    assert set(found.curves) == {"l0.h", "l0.c"}
+    assert (found.curves["l0.c"][1:] > 0).all()
+    product = layer.weight_hh_l0.chunk(4)[1].double() @ layer.weight_hr_l0.double()
+    assert found.spectral_radius["weight_hh_l0.f"] == pytest.approx(
+        torch.linalg.eigvals(product).abs().max().item(), rel=1e-9
+    )
+
+
 def test_torch_and_our_layers_in_a_model_agree():
     torch.manual_seed(4)
     theirs = nn.Sequential(nn.Linear(2, 3), nn.LSTM(3, 4, num_layers=2, bidirectional=True))

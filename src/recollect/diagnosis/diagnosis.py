@@ -211,5 +211,7 @@ def _spectral_radii(calls: list[Call]) -> dict[str, float]:
             name = join(call.path, f"weight_hh_{label}")
             blocks = getattr(call.layer, f"weight_hh_{label}").chunk(len(gates))
             for gate, block in zip(gates, blocks, strict=True):
+                if call.layer.proj_size:  # a step multiplies with both: h = W_hr u goes into W_hh
+                    block = block @ getattr(call.layer, f"weight_hr_{label}")
                 found[f"{name}.{gate}" if len(gates) > 1 else name] = flow.spectral_radius(block)
     return found

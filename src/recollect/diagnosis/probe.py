@@ -182,7 +182,7 @@ class _Probe:
             raise InputError(
                 "the model has no recurrent layer to diagnose",
                 given=type(model).__name__,
-                expected="recollect.nn.Recurrent, RNN, LSTM, GRU, or torch.nn.RNN, LSTM, GRU (without proj_size)",
+                expected="recollect.nn.Recurrent, RNN, LSTM, GRU, or torch.nn.RNN, LSTM, GRU",
             )
         self.paths = [path or "the model itself" for path in layers]
         self.calls: dict[str, Call] = {}

@@ -125,7 +125,10 @@ def choose(cell: Cell, x: torch.Tensor, *, projected: bool = False, variant: Var
     if obstacles["torch"] is None:
         llvm = f"llvm cannot take {obstacles['llvm']}" if _forced == "auto" else 'chosen with set_backend("torch")'
         return Choice("torch", f"torch's own kernels; {llvm}")
-    why = f"llvm cannot take {obstacles['llvm']}, torch cannot take {obstacles['torch']}"
+    llvm, torchs = obstacles["llvm"], obstacles["torch"]
+    why = f"neither llvm nor torch can take {llvm}"
+    if llvm != torchs:
+        why = f"llvm cannot take {llvm}, and torch cannot take {torchs}"
     return Choice("reference", f"a plain loop in PyTorch, because {why}")
 
 

@@ -127,7 +127,7 @@ def _recurrent_double_backward(
     cell: str,
     layout: Sequence[int],
 ) -> list[Tensor]:
-    """Gradients of the inputs of `_recurrent_backward` numbered ``needed`` among ``(*grads, x, *states, *parameters)``."""
+    """Gradients of `_recurrent_backward`'s inputs numbered ``needed`` among ``(*grads, x, *states, *parameters)``."""
     with _recorded():
         inputs, outer = _leaves((x, *states, *parameters)), _leaves(grads)
         results = _results(inputs, lengths, resets, len(states), noise, cell, layout)
@@ -198,9 +198,8 @@ def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
     (x,), (lengths,), (resets,), states, parameters, noise = _cut(ctx.saved_tensors, ctx.counts)
     needed = [ctx.needs_input_grad[0], *ctx.needs_input_grad[3], *ctx.needs_input_grad[4]]
     wanted = [place for place, need in enumerate(needed) if need]
-    found = iter(
-        _recurrent_backward(list(grads), wanted, x, lengths, resets, states, parameters, noise, ctx.cell, ctx.layout)
-    )
+    inputs = (x, lengths, resets, states, parameters, noise, ctx.cell, ctx.layout)
+    found = iter(_recurrent_backward(list(grads), wanted, *inputs))
     (dx,), dstates, dparameters = _cut(
         [next(found) if need else None for need in needed], (1, len(states), len(parameters))
     )
@@ -218,22 +217,8 @@ def _double_backward(ctx: Any, seconds: Sequence[Tensor | None]) -> tuple[Any, .
     grads, (x,), (lengths,), (resets,), states, parameters, noise = _cut(ctx.saved_tensors, ctx.counts)
     needed = [*ctx.needs_input_grad[0], ctx.needs_input_grad[2], *ctx.needs_input_grad[5], *ctx.needs_input_grad[6]]
     places = [place for place, need in enumerate(needed) if need]
-    found = iter(
-        _recurrent_double_backward(
-            list(seconds),
-            places,
-            grads,
-            ctx.wanted,
-            x,
-            lengths,
-            resets,
-            states,
-            parameters,
-            noise,
-            ctx.cell,
-            ctx.layout,
-        )
-    )
+    inputs = (x, lengths, resets, states, parameters, noise, ctx.cell, ctx.layout)
+    found = iter(_recurrent_double_backward(list(seconds), places, grads, ctx.wanted, *inputs))
     dgrads, (dx,), dstates, dparameters = _cut(
         [next(found) if need else None for need in needed], (len(grads), 1, len(states), len(parameters))
     )
