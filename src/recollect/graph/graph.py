@@ -130,7 +130,7 @@ class Expr:
 
     @property
     def boolean(self) -> bool:
-        """True for the result of a comparison."""
+        """True for a condition: the result of a comparison, or conditions combined."""
         return self.node.op in ops.ROWS and ops.ROWS[self.node.op].boolean
 
     def __add__(self, other: Expr | float) -> Expr:
@@ -180,12 +180,10 @@ class Builder:
         return self._intern(Node("leaf", attr=name))
 
     def const(self, value: float) -> Expr:
-        if math.isnan(value):
-            raise GraphError("a constant is not a number", given=value)
-        return self._intern(Node("const", attr=float(value)))
+        return self._intern(Node("const", attr=_number(value)))
 
     def apply(self, op: str, *args: Expr | float, attr: float | None = None) -> Expr:
-        """Apply one row of the table. Numbers become constants, comparisons used as numbers 0 or 1."""
+        """Apply one row of the table. Numbers become constants, conditions used as numbers 0 or 1."""
         row = ops.ROWS[op]
         exprs = [self.const(arg) if isinstance(arg, int | float) else arg for arg in args]
         for position, expr in enumerate(exprs):
@@ -199,7 +197,7 @@ class Builder:
             return simpler
         if row.commutes:
             exprs.sort(key=lambda expr: expr.index)
-        return self._intern(Node(op, tuple(expr.index for expr in exprs), attr))
+        return self._intern(Node(op, tuple(expr.index for expr in exprs), None if attr is None else _number(attr)))
 
     def copy(self, node: Node, args: Sequence[Expr]) -> Expr:
         """A node of another graph, on arguments of this one."""
@@ -236,6 +234,12 @@ class Builder:
             outputs=tuple((name, place[expr.index]) for name, expr in outputs.items()),
             names=tuple((n, place[e.index]) for n, e in (names or {}).items() if e.index in place),
         )
+
+
+def _number(value: float) -> float:
+    if math.isnan(value):
+        raise GraphError("a constant is not a number", given=value)
+    return float(value)
 
 
 def vjp(seeds: Sequence[tuple[Expr, Expr]], wrt: Iterable[Expr]) -> list[Expr | None]:
@@ -389,7 +393,7 @@ def _check_names(
 
 
 def _check_kinds(nodes: tuple[Node, ...], outputs: tuple[tuple[str, int], ...]) -> None:
-    """Comparisons may only be used where a condition is expected, and nothing else there."""
+    """Conditions may only be used where one is expected, and nothing else there."""
     boolean = [node.op in ops.ROWS and ops.ROWS[node.op].boolean for node in nodes]
     for index, node in enumerate(nodes):
         for position, arg in enumerate(node.args):

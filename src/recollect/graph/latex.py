@@ -232,7 +232,7 @@ _LATEX = _Style(
 
 
 _INFIX = {"add": "+", "sub": "-", "mul": "·", "div": "/", "lt": "<", "le": "≤", "gt": ">", "ge": "≥", "eq": "=",
-          "ne": "≠"}  # fmt: skip
+          "ne": "≠", "logical_and": "and", "logical_or": "or"}  # fmt: skip
 _FUNCTIONS = {"sigmoid": "σ", "log": "ln", "minimum": "min", "maximum": "max", "detach": "sg"}
 
 
@@ -256,8 +256,12 @@ def _plain_operation(node: Node, args: list[str]) -> str:
         return f"({args[1]} if {args[0]} else {args[2]})"
     if node.op == "neg":
         return f"-{args[0]}"
+    if node.op == "logical_not":
+        return f"not {args[0]}"
     if node.op == "power":
         return f"{args[0]}^{node.attr:g}" if float(str(node.attr)) >= 0 else f"{args[0]}^({node.attr:g})"
+    if node.attr is not None:
+        args = [*args, f"{node.attr:g}"]
     return f"{_FUNCTIONS.get(node.op, node.op)}({', '.join(args)})"
 
 
