@@ -53,7 +53,7 @@ class VectorTarget:
         return self.where(self._not_nan(x), self.where(x > y, x, y), x)
 
     def relu(self, x: Value) -> Value:
-        return self.where(x <= 0.0, self.const(0.0), x)
+        return self.where(x < 0.0, self.const(0.0), x)
 
     def detach(self, x: Value) -> Value:
         return x

@@ -39,5 +39,4 @@ ROWS: tuple[Row, ...] = (
     function("atanh", lambda out, x: (1.0 / (1.0 - x * x),), call("artanh")),
     Derived("log2", ("aten.log2.default",), lambda x: apply("log", x) / _LN2),
     Derived("log10", ("aten.log10.default",), lambda x: apply("log", x) / math.log(10.0)),
-    Derived("logaddexp2", ("aten.logaddexp2.default",), lambda x, y: apply("logaddexp", x * _LN2, y * _LN2) / _LN2),
 )  # fmt: skip
