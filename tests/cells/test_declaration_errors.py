@@ -88,34 +88,6 @@ def unknown_operation(inp, rec, prev):
     return c, prev.c
 
 
-def remainder_of_two_values(inp, rec, prev):
-    return torch.remainder(inp.i, rec.f), prev.c  # <-
-
-
-def remainder_of_a_number(inp, rec, prev):
-    return 2.0 % (inp.i + rec.f), prev.c  # <-
-
-
-def bits_of_numbers(inp, rec, prev):
-    return (torch.where(inp.i > 0, 3, 1) & (rec.f > 0)) * prev.h, prev.c  # <-
-
-
-def largest_number(inp, rec, prev):
-    return torch.nan_to_num(inp.i + rec.f), prev.c  # <-
-
-
-def no_derivative(inp, rec, prev):
-    return torch.heaviside(inp.i, rec.f), prev.c  # <-
-
-
-def power_of_a_number(inp, rec, prev):
-    return 1.5 ** (inp.i + rec.f), prev.c  # <-
-
-
-def divides_by_nan(inp, rec, prev):
-    return (inp.i + rec.f) % float("nan"), prev.c  # <-
-
-
 def product(inp, rec, prev):
     r = torch.sigmoid(inp.i + rec.i)
     return torch.tanh(inp.f + (r * prev.h) @ WEIGHT), prev.c  # <-
@@ -216,10 +188,6 @@ def cast(inp, rec, prev):
     return (inp.i + rec.f).int() * prev.h, prev.c  # <-
 
 
-def cast_to_double(inp, rec, prev):
-    return (inp.i + rec.f).double() * prev.h, prev.c  # <-
-
-
 # step -> what the message says, besides the line.
 SAID = {
     state_not_returned: ["returns 1 value(s), but declares 2 state(s)", "h, c"],
@@ -237,13 +205,6 @@ SAID = {
     unknown_operation: [
         "'erfinv'", "\n  arithmetic: abs, add, ", "\n  activations: celu, ", "write it with the operations listed",
     ],
-    remainder_of_two_values: ["'remainder'", "the divisor of fmod and remainder must be a number"],
-    remainder_of_a_number: ["the divisor of fmod and remainder must be a number"],
-    bits_of_numbers: ["'bitwise_and'", "combine conditions, as in (a > 0) & (b < 1)"],
-    largest_number: ["give posinf= and neginf="],
-    no_derivative: ["torch.where(x > 0, 1.0, 0.0)"],
-    power_of_a_number: ["write 1.5 ** x as torch.exp(x * math.log(1.5))"],
-    divides_by_nan: ["a constant is not a number"],
     product: ["'mm'", "`r * rec.n`"],
     product_transposed: ["`r * rec.n`"],
     layer_norm: ["'native_layer_norm'", "across units"],
@@ -266,7 +227,6 @@ SAID = {
     fails: ["failed", "list index out of range"],
     wrong_in_a_helper: ["'erfinv'"],
     cast: ["a cast to another kind of number"],
-    cast_to_double: ["a cast to another precision", "the layer's dtype"],
 }  # fmt: skip
 VECTORS = {returns_one_per_unit: "p", unknown_vector: "p"}
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from test_parity import CASES, DTYPES, compare
 
 import recollect
-from test_parity import CASES, DTYPES, compare
 
 
 @recollect.cell(gates="i f g", states="h c m", vectors="tau")

@@ -148,12 +148,7 @@ def _choose_saved(builder: Builder, results: dict[str, Expr], step: list[Expr]) 
         node = builder.nodes[index]
         return node.op in ops.ROWS and ops.ROWS[node.op].costly
 
-    def numbers_of(index: int) -> set[int]:
-        """A condition cannot be saved as a number; what it compares can."""
-        if not Expr(builder, index).boolean:
-            return {index}
-        return set().union(*(numbers_of(i) for i in builder.nodes[index].args))
-
+    numbers = {index for index in own if not Expr(builder, index).boolean}
     saved = {index for index in needed if saves_itself(index)}
     at_hand: set[int] = set()  # saved, previous states, vectors, constants, and cheap arithmetic on these
     for index in sorted(own):
@@ -163,7 +158,8 @@ def _choose_saved(builder: Builder, results: dict[str, Expr], step: list[Expr]) 
         else:
             known = not saves_itself(index) and at_hand.issuperset(node.args)
         if index in needed and not known and index not in saved:
-            extra = numbers_of(index) - at_hand
+            # A condition cannot be saved as a number; what it compares can.
+            extra = (_reachable(builder, [Expr(builder, index)], stop=numbers) & numbers) - at_hand
             saved |= extra
             at_hand |= extra
             known = index not in extra

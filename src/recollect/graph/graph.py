@@ -169,6 +169,8 @@ class Builder:
         self._index: dict[tuple[Node, str], int] = {}
 
     def _intern(self, node: Node) -> Expr:
+        if isinstance(node.attr, float) and math.isnan(node.attr):
+            raise GraphError("a constant is not a number", given=node.attr)
         key = node, str(node.attr)  # the text keeps 0.0 and -0.0 apart
         index = self._index.get(key)
         if index is None:
@@ -180,7 +182,7 @@ class Builder:
         return self._intern(Node("leaf", attr=name))
 
     def const(self, value: float) -> Expr:
-        return self._intern(Node("const", attr=_number(value)))
+        return self._intern(Node("const", attr=float(value)))
 
     def apply(self, op: str, *args: Expr | float, attr: float | None = None) -> Expr:
         """Apply one row of the table. Numbers become constants, conditions used as numbers 0 or 1."""
@@ -197,7 +199,7 @@ class Builder:
             return simpler
         if row.commutes:
             exprs.sort(key=lambda expr: expr.index)
-        return self._intern(Node(op, tuple(expr.index for expr in exprs), None if attr is None else _number(attr)))
+        return self._intern(Node(op, tuple(expr.index for expr in exprs), attr))
 
     def copy(self, node: Node, args: Sequence[Expr]) -> Expr:
         """A node of another graph, on arguments of this one."""
@@ -234,12 +236,6 @@ class Builder:
             outputs=tuple((name, place[expr.index]) for name, expr in outputs.items()),
             names=tuple((n, place[e.index]) for n, e in (names or {}).items() if e.index in place),
         )
-
-
-def _number(value: float) -> float:
-    if math.isnan(value):
-        raise GraphError("a constant is not a number", given=value)
-    return float(value)
 
 
 def vjp(seeds: Sequence[tuple[Expr, Expr]], wrt: Iterable[Expr]) -> list[Expr | None]:

@@ -170,6 +170,7 @@ _NEEDS = {
     "mul": (_PRODUCT, _PRODUCT),
     "neg": (_PRODUCT,),
     "power": (_ATOM,),
+    "pow": (_ATOM, _CONDITIONAL),
     **{name: (_SUM, _SUM) for name, row in ops.ROWS.items() if row.boolean},
 }
 
@@ -256,6 +257,8 @@ def _plain_operation(node: Node, args: list[str]) -> str:
         return f"({args[1]} if {args[0]} else {args[2]})"
     if node.op == "neg":
         return f"-{args[0]}"
+    if node.op == "pow":
+        return f"{args[0]}^{args[1]}"
     if node.op == "logical_not":
         return f"not {args[0]}"
     if node.op == "power":
@@ -274,6 +277,6 @@ _PLAIN = _Style(
     operation=_plain_operation,
     binds={**{name: row.binds for name, row in ops.ROWS.items()}, "div": _PRODUCT, "exp": _ATOM},
     # On one line a quotient is no fraction: its parts need brackets as a product's do.
-    needs={**_NEEDS, "div": (_PRODUCT, _QUOTIENT)},
+    needs={**_NEEDS, "div": (_PRODUCT, _QUOTIENT), "pow": (_ATOM, _ATOM)},
     bracket=lambda text: f"({text})",
 )

@@ -247,6 +247,10 @@ class _Recorder(TorchDispatchMode):
         return result
 
     def _refuse(self, op: str, hint: str | None = None) -> NoReturn:
+        if hint:
+            raise CellError(
+                f"{self.title} uses {op!r} in a way that no row covers", given=f"{op}{self.quote()}", remedy=hint
+            )
         if op in _PRODUCTS:
             remedy = (
                 "the layer multiplies with W_ih and W_hh before the step; a product of a gated state with a matrix "
@@ -255,7 +259,7 @@ class _Recorder(TorchDispatchMode):
         elif op.removeprefix("_").removeprefix("native_").split("_")[-1] in _ACROSS_UNITS:
             remedy = "a step is elementwise: it may not reduce or normalise across units or rows"
         else:
-            remedy = hint or "write it with the operations listed"
+            remedy = "write it with the operations listed"
         raise CellError(
             f"{self.title} uses {op!r}, which has no row in the table of operations",
             given=f"{op}{self.quote()}",

@@ -87,7 +87,10 @@ class VectorTarget:
         return self._e.intrinsic("tan", self._e.vector, x)
 
     def power(self, x: Value, exponent: float) -> Value:
-        return self._e.intrinsic("pow", self._e.vector, x, self.const(exponent))
+        return self.pow(x, self.const(exponent))
+
+    def pow(self, x: Value, y: Value) -> Value:
+        return self._e.intrinsic("pow", self._e.vector, x, y)
 
     def fmod(self, x: Value, divisor: float) -> Value:
         return Value(self._e.builder, self._e.builder.frem(x.ir, self.const(divisor).ir))

@@ -25,10 +25,11 @@ def power(x: Any, exponent: float) -> Any:
     return apply("power", x, attr=float(exponent))
 
 
-def _base(base: float, x: Any) -> Any:
-    if base != 2:
-        raise LookupError(f"write {base:g} ** x as torch.exp(x * math.log({base:g}))")
-    return apply("exp2", x)
+def _pow_partials(out: Any, x: Any, y: Any) -> tuple[Any, Any]:
+    # 0 to a power that is not negative does not depend on it, and what is to the power 0 not on the base.
+    flat = apply("logical_and", apply("eq", x, 0.0), apply("ge", y, 0.0))
+    by_base = where(apply("eq", y, 0.0), 0.0, y * apply("pow", x, y - 1.0))
+    return by_base, where(flat, 0.0, out * apply("log", x))
 
 
 def _scaled(x: Any, alpha: float) -> Any:
@@ -59,6 +60,8 @@ ROWS: tuple[Row, ...] = (
     Op("power", (), 1, lambda m, x, exponent: m.power(x, exponent),
        lambda out, x, exponent: (exponent * power(x, exponent - 1.0),),
        lambda x, exponent: rf"{{{x}}}^{{{exponent:g}}}", binds=3, costly=True, takes_number=True),
+    function("pow", _pow_partials, lambda x, y: rf"{{{x}}}^{{{y}}}", aten=("aten.pow.Tensor_Tensor",),
+             arity=2, binds=3),
     # A primitive, because its choice of formula would double its derivative.
     Op("lerp", ("aten.lerp.Scalar", "aten.lerp.Tensor"), 3, _lerp,
        lambda out, x, y, weight: (1.0 - weight, weight, y - x), call("lerp")),
@@ -71,5 +74,5 @@ ROWS: tuple[Row, ...] = (
     Derived("square", ("aten.square.default",), lambda x: x * x),
     Derived("rsqrt", ("aten.rsqrt.default",), lambda x: 1.0 / apply("sqrt", x)),
     Derived("pow", ("aten.pow.Tensor_Scalar",), power),
-    Derived("pow", ("aten.pow.Scalar",), _base),
+    Derived("pow", ("aten.pow.Scalar",), lambda base, x: apply("exp2", x) if base == 2 else apply("pow", base, x)),
 )  # fmt: skip
