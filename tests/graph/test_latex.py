@@ -230,6 +230,10 @@ class TestPlain:
             "(a · b)^1.5": builder.apply("power", a * b, attr=1.5),
             "(a^1.5)^2.5": builder.apply("power", builder.apply("power", a, attr=1.5), attr=2.5),
             "a^(-1.5)": builder.apply("power", a, attr=-1.5),
+            "(a · b)^(a - c)": builder.apply("pow", a * b, a - c),
+            "a^(b^c)": builder.apply("pow", a, builder.apply("pow", b, c)),
+            "fmod(a + b, 2.5)": builder.apply("fmod", a + b, attr=2.5),
+            "lerp(a, b, -c)": builder.apply("lerp", a, b, -c),
         }
         for text, expr in written.items():
             (line,) = plain(builder.build({"h": expr}))
