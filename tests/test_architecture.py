@@ -50,6 +50,7 @@ MAY_NOT_EVEN_LATER = {
     "recollect.errors",
     "recollect._files",
     "recollect.graph.ops",
+    *(f"recollect.graph.ops.{path.stem}" for path in (ROOT / "graph" / "ops").glob("[a-z]*.py")),
     "recollect.graph.graph",
     "recollect.graph.latex",
     "recollect.engine.plan",

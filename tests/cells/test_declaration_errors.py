@@ -88,10 +88,6 @@ def unknown_operation(inp, rec, prev):
     return c, prev.c
 
 
-def exact_gelu(inp, rec, prev):
-    return F.gelu(inp.i + rec.f), prev.c  # <-
-
-
 def product(inp, rec, prev):
     r = torch.sigmoid(inp.i + rec.i)
     return torch.tanh(inp.f + (r * prev.h) @ WEIGHT), prev.c  # <-
@@ -206,11 +202,12 @@ SAID = {
     python_and: ["turns a tensor into a Python value"],
     python_float: ["turns a tensor into a Python value"],
     python_item: ["turns a tensor into a Python value"],
-    unknown_operation: ["'erfinv'", "expected: abs, add, clamp", "softplus", "write it with the operations listed"],
-    exact_gelu: ['approximate="tanh"'],
+    unknown_operation: [
+        "'erfinv'", "\n  arithmetic: abs, add, ", "\n  activations: celu, ", "write it with the operations listed",
+    ],
     product: ["'mm'", "`r * rec.n`"],
     product_transposed: ["`r * rec.n`"],
-    layer_norm: ["'native_layer_norm'", "across units"],
+    layer_norm: ["'native_layer_norm'", "not built yet", "torch.nn.LayerNorm on the input of the layer"],
     softmax: ["'_softmax'", "across units"],
     mean: ["'mean'", "across units"],
     norm: ["across units"],
@@ -230,7 +227,7 @@ SAID = {
     fails: ["failed", "list index out of range"],
     wrong_in_a_helper: ["'erfinv'"],
     cast: ["a cast to another kind of number"],
-}
+}  # fmt: skip
 VECTORS = {returns_one_per_unit: "p", unknown_vector: "p"}
 
 

@@ -13,6 +13,7 @@ from matplotlib.mathtext import MathTextParser
 import recollect
 from random_graphs import graphs
 from recollect import cells
+from recollect.graph import ops
 from recollect.graph.graph import Builder
 from recollect.graph.latex import equations, plain
 from recollect.graph.trace import TorchTarget
@@ -132,6 +133,26 @@ class TestLatex:
             if "cases" not in line:  # mathtext has none
                 parser.parse(f"${line}$")
 
+    @pytest.mark.parametrize("row", [row for row in ops.ROWS.values() if row.name != "where"], ids=lambda row: row.name)
+    def test_every_row_renders(self, row):
+        number = (2.5,) if row.takes_number else ()
+        MathTextParser("path").parse(f"${row.latex(*'xyz'[: row.arity], *number)}$")
+
+    def test_conditions(self):
+        builder = Builder()
+        a, b = (builder.leaf(f"prev.{name}") for name in "ab")
+        both = builder.apply("logical_and", builder.apply("gt", a, 0.0), builder.apply("lt", b, 1.0))
+        other = builder.apply("logical_not", builder.apply("logical_or", both, builder.apply("ne", b, b)))
+        graph = builder.build({"h": builder.apply("where", other, a, b)})
+        assert equations(graph)[0].startswith(
+            r"h_t = \begin{cases} a_{t-1} & "
+            r"\neg \left(\left(\left(a_{t-1} > 0\right) \wedge \left(b_{t-1} < 1\right)\right)"
+            r" \vee \left(b_{t-1} \ne b_{t-1}\right)\right) \\ b_{t-1} & "
+        )
+        assert plain(graph) == [
+            "h[t] = (a[t-1] if not (((a[t-1] > 0) and (b[t-1] < 1)) or (b[t-1] ≠ b[t-1])) else b[t-1])"
+        ]
+
     @given(graphs())
     @settings(max_examples=40, deadline=None)
     def test_random_graphs_are_balanced(self, graph):
@@ -155,11 +176,10 @@ class TestLatex:
 
 def compute(lines, scope):
     """Run plain equations as Python, with t = 0."""
-    functions = {
-        "σ": torch.sigmoid, "tanh": torch.tanh, "exp": torch.exp, "ln": torch.log, "sqrt": torch.sqrt, "sin": torch.sin,
-        "cos": torch.cos, "softplus": torch.nn.functional.softplus, "relu": torch.relu, "abs": torch.abs,
-        "min": torch.minimum, "max": torch.maximum, "sg": torch.detach,
-    }  # fmt: skip
+    symbols = {"σ": "sigmoid", "ln": "log", "min": "minimum", "max": "maximum", "sg": "detach"}
+    names = {**{name: name for name in ops.ROWS if hasattr(torch, name)}, **symbols}
+    functions = {written: getattr(torch, name) for written, name in names.items()}
+    functions["softplus"] = torch.nn.functional.softplus
     # A number alone may be an argument, so functions take both.
     tensor = {name: lambda *args, f=f: f(*(torch.as_tensor(a, dtype=torch.float64) for a in args))
               for name, f in functions.items()}  # fmt: skip
@@ -210,6 +230,10 @@ class TestPlain:
             "(a · b)^1.5": builder.apply("power", a * b, attr=1.5),
             "(a^1.5)^2.5": builder.apply("power", builder.apply("power", a, attr=1.5), attr=2.5),
             "a^(-1.5)": builder.apply("power", a, attr=-1.5),
+            "(a · b)^(a - c)": builder.apply("pow", a * b, a - c),
+            "a^(b^c)": builder.apply("pow", a, builder.apply("pow", b, c)),
+            "fmod(a + b, 2.5)": builder.apply("fmod", a + b, attr=2.5),
+            "lerp(a, b, -c)": builder.apply("lerp", a, b, -c),
         }
         for text, expr in written.items():
             (line,) = plain(builder.build({"h": expr}))

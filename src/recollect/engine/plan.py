@@ -214,6 +214,7 @@ def _choose_saved(builder: Builder, results: dict[str, Expr], nexts: dict[str, E
         node = builder.nodes[index]
         return node.op in ops.ROWS and ops.ROWS[node.op].costly
 
+    numbers = {index for index in own if not Expr(builder, index).boolean}
     saved = {index for index in needed if saves_itself(index)}
     at_hand: set[int] = set()  # saved, what the call gives, previous states, vectors, and cheap arithmetic on these
     for index in sorted(own):
@@ -224,11 +225,10 @@ def _choose_saved(builder: Builder, results: dict[str, Expr], nexts: dict[str, E
             known = not saves_itself(index) and at_hand.issuperset(node.args)
         if index in needed and not known and index not in saved:
             # A condition cannot be saved as a number; what it compares can.
-            boolean = node.op in ops.ROWS and ops.ROWS[node.op].boolean
-            extra = {i for i in node.args if i not in at_hand} if boolean else {index}
+            extra = (_reachable(builder, [Expr(builder, index)], stop=numbers) & numbers) - at_hand
             saved |= extra
             at_hand |= extra
-            known = boolean
+            known = index not in extra
         if known or index in saved:
             at_hand.add(index)
     return sorted(saved)

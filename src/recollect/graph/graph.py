@@ -130,7 +130,7 @@ class Expr:
 
     @property
     def boolean(self) -> bool:
-        """True for the result of a comparison."""
+        """True for a condition: the result of a comparison, or conditions combined."""
         return self.node.op in ops.ROWS and ops.ROWS[self.node.op].boolean
 
     def __add__(self, other: Expr | float) -> Expr:
@@ -169,6 +169,8 @@ class Builder:
         self._index: dict[tuple[Node, str], int] = {}
 
     def _intern(self, node: Node) -> Expr:
+        if isinstance(node.attr, float) and math.isnan(node.attr):
+            raise GraphError("a constant is not a number", given=node.attr)
         key = node, str(node.attr)  # the text keeps 0.0 and -0.0 apart
         index = self._index.get(key)
         if index is None:
@@ -180,12 +182,10 @@ class Builder:
         return self._intern(Node("leaf", attr=name))
 
     def const(self, value: float) -> Expr:
-        if math.isnan(value):
-            raise GraphError("a constant is not a number", given=value)
         return self._intern(Node("const", attr=float(value)))
 
     def apply(self, op: str, *args: Expr | float, attr: float | None = None) -> Expr:
-        """Apply one row of the table. Numbers become constants, comparisons used as numbers 0 or 1."""
+        """Apply one row of the table. Numbers become constants, conditions used as numbers 0 or 1."""
         row = ops.ROWS[op]
         exprs = [self.const(arg) if isinstance(arg, int | float) else arg for arg in args]
         for position, expr in enumerate(exprs):
@@ -389,7 +389,7 @@ def _check_names(
 
 
 def _check_kinds(nodes: tuple[Node, ...], outputs: tuple[tuple[str, int], ...]) -> None:
-    """Comparisons may only be used where a condition is expected, and nothing else there."""
+    """Conditions may only be used where one is expected, and nothing else there."""
     boolean = [node.op in ops.ROWS and ops.ROWS[node.op].boolean for node in nodes]
     for index, node in enumerate(nodes):
         for position, arg in enumerate(node.args):

@@ -170,6 +170,7 @@ _NEEDS = {
     "mul": (_PRODUCT, _PRODUCT),
     "neg": (_PRODUCT,),
     "power": (_ATOM,),
+    "pow": (_ATOM, _CONDITIONAL),
     **{name: (_SUM, _SUM) for name, row in ops.ROWS.items() if row.boolean},
 }
 
@@ -232,7 +233,7 @@ _LATEX = _Style(
 
 
 _INFIX = {"add": "+", "sub": "-", "mul": "·", "div": "/", "lt": "<", "le": "≤", "gt": ">", "ge": "≥", "eq": "=",
-          "ne": "≠"}  # fmt: skip
+          "ne": "≠", "logical_and": "and", "logical_or": "or"}  # fmt: skip
 _FUNCTIONS = {"sigmoid": "σ", "log": "ln", "minimum": "min", "maximum": "max", "detach": "sg"}
 
 
@@ -256,8 +257,14 @@ def _plain_operation(node: Node, args: list[str]) -> str:
         return f"({args[1]} if {args[0]} else {args[2]})"
     if node.op == "neg":
         return f"-{args[0]}"
+    if node.op == "pow":
+        return f"{args[0]}^{args[1]}"
+    if node.op == "logical_not":
+        return f"not {args[0]}"
     if node.op == "power":
         return f"{args[0]}^{node.attr:g}" if float(str(node.attr)) >= 0 else f"{args[0]}^({node.attr:g})"
+    if node.attr is not None:
+        args = [*args, f"{node.attr:g}"]
     return f"{_FUNCTIONS.get(node.op, node.op)}({', '.join(args)})"
 
 
@@ -270,6 +277,6 @@ _PLAIN = _Style(
     operation=_plain_operation,
     binds={**{name: row.binds for name, row in ops.ROWS.items()}, "div": _PRODUCT, "exp": _ATOM},
     # On one line a quotient is no fraction: its parts need brackets as a product's do.
-    needs={**_NEEDS, "div": (_PRODUCT, _QUOTIENT)},
+    needs={**_NEEDS, "div": (_PRODUCT, _QUOTIENT), "pow": (_ATOM, _ATOM)},
     bracket=lambda text: f"({text})",
 )

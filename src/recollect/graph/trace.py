@@ -143,6 +143,8 @@ class _Recorder(TorchDispatchMode):
         self._keep: list[torch.Tensor] = []
 
     def bind(self, tensor: torch.Tensor, expr: Expr) -> None:
+        if tensor.dtype == torch.bool and not expr.boolean:  # in torch the sum of two conditions is one
+            expr = self.builder.apply("ne", expr, 0.0)
         self.exprs[id(tensor)] = expr
         self._keep.append(tensor)  # or its id could be given to another tensor
 
@@ -220,7 +222,9 @@ class _Recorder(TorchDispatchMode):
         if name == "aten._to_copy.default":
             expr = self.expr(args[0])
             result = func(*args, **kwargs)
-            if not result.is_floating_point():
+            if args[0].is_floating_point() and result.is_floating_point() and args[0].dtype != result.dtype:
+                self._refuse(short, "a cast to another precision: the layer's dtype is that of the whole step")
+            if not result.is_floating_point() and result.dtype != torch.bool:
                 self._refuse(short, "a cast to another kind of number")
             self.bind(result, self.builder.apply("where", expr, 1.0, 0.0) if expr.boolean else expr)
             return result
@@ -243,15 +247,24 @@ class _Recorder(TorchDispatchMode):
         return result
 
     def _refuse(self, op: str, hint: str | None = None) -> NoReturn:
+        if hint:
+            raise CellError(
+                f"{self.title} uses {op!r} in a way that no row covers", given=f"{op}{self.quote()}", remedy=hint
+            )
         if op in _PRODUCTS:
             remedy = (
                 "the layer multiplies with W_ih and W_hh before the step; a product of a gated state with a matrix "
                 "(as in a GRU that resets before the product) is not a step: use `r * rec.n`"
             )
-        elif op.removeprefix("_").removeprefix("native_").split("_")[-1] in _ACROSS_UNITS:
+        elif op.endswith(("layer_norm", "rms_norm", "group_norm", "batch_norm")):
+            remedy = (
+                "normalisation inside a step is not built yet, for it needs all units of a row at once: put "
+                "torch.nn.LayerNorm on the input of the layer or on its output, as between stacked layers"
+            )
+        elif op.removeprefix("_").split("_")[-1] in _ACROSS_UNITS:
             remedy = "a step is elementwise: it may not reduce or normalise across units or rows"
         else:
-            remedy = hint or "write it with the operations listed"
+            remedy = "write it with the operations listed"
         raise CellError(
             f"{self.title} uses {op!r}, which has no row in the table of operations",
             given=f"{op}{self.quote()}",
@@ -266,17 +279,10 @@ def _chain(first: Any, link: str) -> Iterator[Any]:
         first = getattr(first, link)
 
 
-def _on_tensors(function: Callable[..., torch.Tensor]) -> Any:
-    """A method that applies ``function`` to numbers too, as a graph may apply an operation to a constant."""
-
-    def method(self: TorchTarget, *args: torch.Tensor | float) -> torch.Tensor:
-        return function(*(self.tensor(arg) for arg in args))
-
-    return method
-
-
 class TorchTarget:
     """Prints a graph into PyTorch: runs a cell that came from a file.
+
+    What is not defined here is torch's function of that name.
 
     Args:
         dtype: of what is computed from constants alone.
@@ -284,6 +290,11 @@ class TorchTarget:
 
     def __init__(self, dtype: torch.dtype = torch.float64) -> None:
         self._dtype = dtype
+
+    def __getattr__(self, name: str) -> Callable[..., torch.Tensor]:
+        function = getattr(torch, name)
+        # A graph may apply an operation to a constant.
+        return lambda *args: function(*(self.tensor(arg) for arg in args))
 
     def const(self, value: float) -> float:
         return value
@@ -303,8 +314,5 @@ class TorchTarget:
     def where(self, condition: torch.Tensor | bool, x: Any, y: Any) -> Any:
         return torch.where(torch.as_tensor(condition), self.tensor(x), self.tensor(y))
 
-    exp, log, sqrt = _on_tensors(torch.exp), _on_tensors(torch.log), _on_tensors(torch.sqrt)
-    sigmoid, tanh, relu = _on_tensors(torch.sigmoid), _on_tensors(torch.tanh), _on_tensors(torch.relu)
-    sin, cos, abs = _on_tensors(torch.sin), _on_tensors(torch.cos), _on_tensors(torch.abs)
-    minimum, maximum = _on_tensors(torch.minimum), _on_tensors(torch.maximum)
-    softplus, detach = _on_tensors(torch.nn.functional.softplus), _on_tensors(torch.detach)
+    def softplus(self, x: torch.Tensor | float) -> torch.Tensor:
+        return torch.nn.functional.softplus(self.tensor(x))

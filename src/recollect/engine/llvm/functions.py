@@ -1,8 +1,10 @@
-"""exp, log, tanh and their relatives in vector arithmetic: the target that rows are printed into.
+"""The functions of the rows in vector arithmetic: the target that rows are printed into.
 
 All are branch-free. The exponential splits x = n ln 2 + r with \\|r\\| <= ln(2)/2 and evaluates a polynomial
-in r; the logarithm splits off the exponent and sums the series of 2 artanh. Absolute errors against
-torch are below 3e-7 in float32 and 1e-14 in float64 (tests/engine/test_functions.py).
+in r; the logarithm splits off the exponent and sums the series of 2 artanh; the others are made of these and
+of polynomials of their own (`polynomials.py`). Errors are below 3 units in the last place, relative to the
+result however small it is (tests/engine/test_functions.py); softplus and what is built on it have an absolute
+error of that size. Where a machine has no fused multiply-add, erfc loses digits as it vanishes: 30 units at 8.
 """
 
 from __future__ import annotations
@@ -10,38 +12,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from recollect.engine.llvm import polynomials as p
 from recollect.engine.llvm.values import Emitter, Value, constant
-
-# (e^r - 1 - r) / r^2 on |r| <= ln(2)/2, lowest power first. float32: the minimax coefficients of S. Moshier's
-# Cephes library (expf); float64: the Taylor series, whose remainder is below 2e-16 there.
-_EXP = {
-    "float32": (
-        5.0000001201e-1,
-        1.6666665459e-1,
-        4.1665795894e-2,
-        8.3334519073e-3,
-        1.3981999507e-3,
-        1.9875691500e-4,
-    ),
-    "float64": tuple(1.0 / math.factorial(k) for k in range(2, 14)),
-}
-# ln 2 in two parts: the first has trailing zeros, so that n * high is exact.
-_LN2 = {
-    "float32": (0.693359375, -2.12194440e-4),
-    "float64": (6.93147180369123816490e-1, 1.90821492927058770002e-10),
-}
-# Adding and subtracting this number rounds to a whole number and leaves it in the low bits.
-_ROUND = {"float32": 1.5 * 2.0**23, "float64": 1.5 * 2.0**52}
-_MANTISSA = {"float32": 23, "float64": 52}
-_BIAS = {"float32": 127, "float64": 1023}
-# exp overflows beyond the second and is 0 (or denormal, which counts as 0) before the first.
-_EXP_RANGE = {"float32": (-87.0, 88.7228391), "float64": (-708.0, 709.782712893384)}
-# tanh is 1 to the last bit beyond.
-_TANH_LIMIT = {"float32": 10.0, "float64": 20.0}
-# Terms of artanh's series for arguments up to (sqrt 2 - 1)/(sqrt 2 + 1) and up to 1/3.
-_LOG_TERMS = {"float32": 5, "float64": 11}
-_LOG1P_TERMS = {"float32": 8, "float64": 17}
-_LN2_WHOLE = math.log(2.0)
 
 
 class VectorTarget:
@@ -65,6 +37,15 @@ class VectorTarget:
     def not_equal(self, x: Value, y: Value) -> Value:
         return x.compare("!=", y)
 
+    def logical_and(self, c: Value, d: Value) -> Value:
+        return c & d
+
+    def logical_or(self, c: Value, d: Value) -> Value:
+        return c | d
+
+    def logical_not(self, c: Value) -> Value:
+        return Value(self._e.builder, self._e.builder.not_(c.ir))
+
     def minimum(self, x: Value, y: Value) -> Value:
         # As torch: a NaN on either side is the result.
         return self.where(self._not_nan(x), self.where(x < y, x, y), x)
@@ -73,18 +54,29 @@ class VectorTarget:
         return self.where(self._not_nan(x), self.where(x > y, x, y), x)
 
     def relu(self, x: Value) -> Value:
-        return self.where(x <= 0.0, self.const(0.0), x)
-
-    def abs(self, x: Value) -> Value:
-        return self._e.intrinsic("fabs", self._e.vector, x)
+        return self.where(x < 0.0, self.const(0.0), x)
 
     def detach(self, x: Value) -> Value:
         return x
 
+    # Single instructions on most machines ---------------------------------------------------------
+
+    def abs(self, x: Value) -> Value:
+        return self._e.intrinsic("fabs", self._e.vector, x)
+
+    def copysign(self, x: Value, y: Value) -> Value:
+        return self._e.intrinsic("copysign", self._e.vector, x, y)
+
     def sqrt(self, x: Value) -> Value:
         return self._e.intrinsic("sqrt", self._e.vector, x)
 
-    # From the C library, lane by lane: right everywhere, not fast.
+    def floor(self, x: Value) -> Value:
+        return self._e.intrinsic("floor", self._e.vector, x)
+
+    def round(self, x: Value) -> Value:
+        return self._e.intrinsic("nearbyint", self._e.vector, x)
+
+    # From the C library, lane by lane: right everywhere, not fast. ----------------------------------
 
     def sin(self, x: Value) -> Value:
         return self._e.intrinsic("sin", self._e.vector, x)
@@ -92,81 +84,221 @@ class VectorTarget:
     def cos(self, x: Value) -> Value:
         return self._e.intrinsic("cos", self._e.vector, x)
 
+    def tan(self, x: Value) -> Value:
+        return self._e.intrinsic("tan", self._e.vector, x)
+
     def power(self, x: Value, exponent: float) -> Value:
-        return self._e.intrinsic("pow", self._e.vector, x, self.const(exponent))
+        return self.pow(x, self.const(exponent))
+
+    def pow(self, x: Value, y: Value) -> Value:
+        return self._e.intrinsic("pow", self._e.vector, x, y)
+
+    def fmod(self, x: Value, divisor: float) -> Value:
+        return Value(self._e.builder, self._e.builder.frem(x.ir, self.const(divisor).ir))
 
     # Exponentials ---------------------------------------------------------------------------------
 
     def exp(self, x: Value) -> Value:
-        low, high = _EXP_RANGE[self._dtype]
-        r_part, scale = self._split_exp(self._clamp(x, low, high), halve=True)
+        low, high = p.EXP_RANGE[self._dtype]
+        r_part, scale = self._split_exp(self._clamp(x, low, high), halvings=1)
         value = (r_part + 1.0) * scale * 2.0
         value = self.where(x > high, self.const(math.inf), value)
         return self.where(x < low, self.const(0.0), value)
 
+    def exp2(self, x: Value) -> Value:
+        low, high = p.EXP2_RANGE[self._dtype]
+        bounded = self._clamp(x, low, high)
+        shifted = bounded + p.ROUND[self._dtype]
+        r = (bounded - (shifted - p.ROUND[self._dtype])) * p.LN2
+        value = (self._expm1_part(r) + 1.0) * self._power_of_two(shifted, halvings=1) * 2.0
+        value = self.where(x >= high, self.const(math.inf), value)
+        return self.where(x < low, self.const(0.0), value)
+
+    def expm1(self, x: Value) -> Value:
+        # Below the lower bound it is -1; a half of it never overflows before the whole does.
+        low, high = p.EXP_RANGE[self._dtype]
+        r_part, scale = self._split_exp(self._clamp(x, low, high), halvings=1)
+        value = self._e.fma(r_part, scale, scale - 0.5) * 2.0
+        return self.copysign(self.where(x > high, self.const(math.inf), value), x)
+
     def sigmoid(self, x: Value) -> Value:
         # At the upper bound 2^n is infinite, so that the result is 0 as it should be.
-        low, high = _EXP_RANGE[self._dtype]
-        r_part, scale = self._split_exp(self._clamp(-x, low, high + 0.2), halve=False)
+        low, high = p.EXP_RANGE[self._dtype]
+        r_part, scale = self._split_exp(self._clamp(-x, low, high + 0.2))
         return 1.0 / ((r_part + 1.0) * scale + 1.0)
 
     def tanh(self, x: Value) -> Value:
-        # (e^2x - 1) / (e^2x + 1), through e^2x - 1 itself, which keeps small x exact.
-        limit = _TANH_LIMIT[self._dtype]
-        r_part, scale = self._split_exp(self._clamp(x, -limit, limit) * 2.0, halve=False)
+        # (e^2x - 1) / (e^2x + 1) for |x|, through e^2x - 1 itself, which keeps small x exact.
+        r_part, scale = self._split_exp(self._at_most(self.abs(x), p.TANH_LIMIT[self._dtype]) * 2.0)
         less_one = self._e.fma(r_part, scale, scale - 1.0)
-        return less_one / (less_one + 2.0)
+        return self.copysign(less_one / (less_one + 2.0), x)
+
+    def sinh(self, x: Value) -> Value:
+        # With u = e^|x| - 1: (u + u/(u + 1)) / 2. A quarter of u stays finite as long as the result does.
+        size, limit = self.abs(x), p.SINH_LIMIT[self._dtype]
+        r_part, scale = self._split_exp(self._at_most(size, limit), halvings=2)
+        quarter = self._e.fma(r_part, scale, scale - 0.25)
+        value = (quarter + quarter / (quarter * 4.0 + 1.0)) * 2.0
+        return self.copysign(self.where(size > limit, self.const(math.inf), value), x)
+
+    def cosh(self, x: Value) -> Value:
+        size, limit = self.abs(x), p.SINH_LIMIT[self._dtype]
+        r_part, scale = self._split_exp(self._at_most(size, limit), halvings=2)
+        quarter = (r_part + 1.0) * scale
+        value = quarter * 2.0 + 0.125 / quarter
+        return self.where(size > limit, self.const(math.inf), value)
 
     def softplus(self, x: Value) -> Value:
-        # max(x, 0) + ln(1 + e^-|x|), and ln(1 + u) = 2 artanh(u / (2 + u)).
-        u = self.exp(-self.abs(x))
-        return self.maximum(x, self.const(0.0)) + self._twice_artanh(u / (u + 2.0), _LOG1P_TERMS[self._dtype])
+        return self.maximum(x, self.const(0.0)) + self._softplus_of_minus(self.abs(x))
+
+    def logaddexp(self, x: Value, y: Value) -> Value:
+        value = self.maximum(x, y) + self._softplus_of_minus(self.abs(x - y))
+        return self.where(self.equal(x, y), x + p.LN2, value)  # infinities have no difference
+
+    # Logarithms -----------------------------------------------------------------------------------
 
     def log(self, x: Value) -> Value:
-        bits, bias = _MANTISSA[self._dtype], _BIAS[self._dtype]
-        smallest = 2.0 ** (1 - bias)
-        denormal = x < smallest
-        lifted = self.where(denormal, x * 2.0**bits, x)
-        raw = lifted.bitcast(self._e.bits)
-        exponent = (raw >> bits) - bias
-        mantissa = ((raw & ((1 << bits) - 1)) | (bias << bits)).bitcast(self._e.vector)
-        large = mantissa > math.sqrt(2.0)
-        mantissa = self.where(large, mantissa * 0.5, mantissa)
-        number = Value(self._e.builder, self._e.builder.sitofp(exponent.ir, self._e.vector))
-        number = self.where(large, number + 1.0, number)
-        number = self.where(denormal, number - float(bits), number)
-        s = (mantissa - 1.0) / (mantissa + 1.0)
-        value = number * _LN2_WHOLE + self._twice_artanh(s, _LOG_TERMS[self._dtype])
+        bits = p.MANTISSA[self._dtype]
+        denormal = x < 2.0 ** (1 - p.BIAS[self._dtype])
+        exponent, mantissa = self._split_float(self.where(denormal, x * 2.0**bits, x))
+        exponent = self.where(denormal, exponent - bits, exponent)
+        value = self._log_of_parts(exponent, mantissa - 1.0)
         value = self.where(self.equal(x, self.const(math.inf)), x, value)
         value = self.where(self.equal(x, self.const(0.0)), self.const(-math.inf), value)
         return self.where(x >= 0.0, value, self.const(math.nan))
+
+    def log1p(self, x: Value) -> Value:
+        # x + 1 = 2^n m only gives n; m - 1 = 2^-n x + (2^-n - 1) keeps the digits of x that x + 1 has lost.
+        exponent, mantissa = self._split_float(x + 1.0)
+        scale = ((p.BIAS[self._dtype] - exponent) << p.MANTISSA[self._dtype]).bitcast(self._e.vector)
+        less_one = self._e.fma(x, scale, scale - 1.0)
+        less_one = self.where(x > p.LARGE[self._dtype], mantissa - 1.0, less_one)
+        value = self._log_of_parts(exponent, less_one)
+        value = self.where(self.equal(x, self.const(math.inf)), x, value)
+        value = self.where(self.equal(x, self.const(-1.0)), self.const(-math.inf), value)
+        return self.where(x >= -1.0, self.copysign(value, x), self.const(math.nan))
+
+    def asinh(self, x: Value) -> Value:
+        size = self.abs(x)
+        square = size * size
+        value = self._log1p_and_ln2(size, size + square / (self.sqrt(square + 1.0) + 1.0))
+        return self.copysign(value, x)
+
+    def acosh(self, x: Value) -> Value:
+        above = x - 1.0
+        value = self._log1p_and_ln2(x, above + self.sqrt(above * (x + 1.0)))
+        return self.where(x >= 1.0, value, self.const(math.nan))
+
+    def atanh(self, x: Value) -> Value:
+        size = self.abs(x)
+        return self.copysign(self.log1p(size * 2.0 / (1.0 - size)) * 0.5, x)
+
+    # Circular functions ---------------------------------------------------------------------------
+
+    def atan(self, x: Value) -> Value:
+        # Between pi/8 and 3 pi/8 the angle is measured from pi/4, beyond from pi/2.
+        size = self.abs(x)
+        middle, steep = size > math.tan(math.pi / 8), size > math.tan(3 * math.pi / 8)
+        above = self.where(steep, self.const(-1.0), self.where(middle, size - 1.0, size))
+        below = self.where(steep, size, self.where(middle, size + 1.0, self.const(1.0)))
+        start = self.where(middle, self.const(math.pi / 4), self.const(0.0))
+        start = self.where(steep, self.const(math.pi / 2), start)
+        t = above / below
+        square = t * t
+        return self.copysign(start + self._e.fma(self._polynomial(p.ATAN, square) * square, t, t), x)
+
+    def asin(self, x: Value) -> Value:
+        return self.atan(x / self.sqrt((1.0 - x) * (x + 1.0)))
+
+    def acos(self, x: Value) -> Value:
+        return self.atan(self.sqrt((1.0 - x) / (x + 1.0))) * 2.0
+
+    # The error function ---------------------------------------------------------------------------
+
+    def erf(self, x: Value) -> Value:
+        size = self.abs(x)
+        value = self.where(size < 0.5, self._erf_of_small(size), 1.0 - self._erfc_of_large(size))
+        return self.copysign(value, x)
+
+    def erfc(self, x: Value) -> Value:
+        size = self.abs(x)
+        large = self._erfc_of_large(size)
+        large = self.where(x < 0.0, 2.0 - large, large)
+        return self.where(size < 0.5, 1.0 - self._erf_of_small(x), large)
+
+    def _erf_of_small(self, x: Value) -> Value:
+        return self._e.fma(self._polynomial(p.ERF, x * x), x, x)
+
+    def _erfc_of_large(self, x: Value) -> Value:
+        x = self._at_most(x, p.ERFC_LIMIT[self._dtype])
+        inverse = 1.0 / (x + p.ERFC_POLE)
+        square = x * x
+        lost = self._e.fma(x, x, -square)  # what rounding took from the square: e^-lost is 1 - lost
+        bell = self.exp(-square)
+        bell = bell - bell * lost
+        return self._polynomial(p.ERFC, (x - p.ERFC_POLE) * inverse) * inverse * bell
 
     # Parts ----------------------------------------------------------------------------------------
 
     def _not_nan(self, x: Value) -> Value:
         return x.compare("==", x)
 
-    def _clamp(self, x: Value, low: float, high: float) -> Value:
+    def _at_most(self, x: Value, high: float) -> Value:
         # In this form a NaN passes through.
-        x = self.where(x < low, self.const(low), x)
         return self.where(x > high, self.const(high), x)
 
-    def _split_exp(self, x: Value, *, halve: bool) -> tuple[Value, Value]:
-        """``(e^r - 1, 2^n)`` with x = n ln 2 + r; with ``halve`` 2^(n-1), whose exponent never overflows."""
-        magic = _ROUND[self._dtype]
-        shifted = self._e.fma(x, self.const(1.0 / _LN2_WHOLE), self.const(magic))
+    def _clamp(self, x: Value, low: float, high: float) -> Value:
+        return self._at_most(self.where(x < low, self.const(low), x), high)
+
+    def _polynomial(self, table: dict[str, tuple[float, ...]], x: Value) -> Value:
+        *lower, highest = table[self._dtype]
+        total = self.const(highest)
+        for coefficient in reversed(lower):
+            total = self._e.fma(total, x, self.const(coefficient))
+        return total
+
+    def _split_exp(self, x: Value, halvings: int = 0) -> tuple[Value, Value]:
+        """``(e^r - 1, 2^n)`` with x = n ln 2 + r; halvings of 2^n keep its exponent from overflowing."""
+        magic = p.ROUND[self._dtype]
+        shifted = self._e.fma(x, self.const(1.0 / p.LN2), self.const(magic))
         n = shifted - magic
-        high, low = _LN2[self._dtype]
+        high, low = p.LN2_PARTS[self._dtype]
         r = self._e.fma(n, self.const(-low), self._e.fma(n, self.const(-high), x))
-        coefficients = _EXP[self._dtype]
-        polynomial = self.const(coefficients[-1])
-        for coefficient in reversed(coefficients[:-1]):
-            polynomial = self._e.fma(polynomial, r, self.const(coefficient))
-        r_part = self._e.fma(polynomial * r, r, r)
-        mantissa = _MANTISSA[self._dtype]
-        bias = _BIAS[self._dtype] - (1 if halve else 0)
-        scale = ((shifted.bitcast(self._e.bits) + bias) << mantissa).bitcast(self._e.vector)
-        return r_part, scale
+        return self._expm1_part(r), self._power_of_two(shifted, halvings)
+
+    def _expm1_part(self, r: Value) -> Value:
+        """e^r - 1 for \\|r\\| <= ln(2)/2."""
+        return self._e.fma(self._polynomial(p.EXP, r) * r, r, r)
+
+    def _power_of_two(self, shifted: Value, halvings: int) -> Value:
+        """2^n, where ``shifted`` holds n in its low bits."""
+        bias = p.BIAS[self._dtype] - halvings
+        return ((shifted.bitcast(self._e.bits) + bias) << p.MANTISSA[self._dtype]).bitcast(self._e.vector)
+
+    def _split_float(self, x: Value) -> tuple[Value, Value]:
+        """``(n, m)`` with x = 2^n m, n an integer and sqrt(1/2) <= m <= sqrt(2), for positive normal numbers."""
+        bits, bias = p.MANTISSA[self._dtype], p.BIAS[self._dtype]
+        raw = x.bitcast(self._e.bits)
+        exponent = (raw >> bits) - bias
+        mantissa = ((raw & ((1 << bits) - 1)) | (bias << bits)).bitcast(self._e.vector)
+        large = mantissa > math.sqrt(2.0)
+        return self.where(large, exponent + 1, exponent), self.where(large, mantissa * 0.5, mantissa)
+
+    def _log_of_parts(self, exponent: Value, less_one: Value) -> Value:
+        """ln(2^n m) from n and m - 1: with s = (m - 1)/(m + 1), ln m is 2 artanh(s)."""
+        number = Value(self._e.builder, self._e.builder.sitofp(exponent.ir, self._e.vector))
+        return number * p.LN2 + self._twice_artanh(less_one / (less_one + 2.0), p.LOG_TERMS[self._dtype])
+
+    def _log1p_and_ln2(self, x: Value, less_one: Value) -> Value:
+        """log1p of the second, or ln 2x where x is so large that its square may overflow."""
+        large = x > p.LARGE[self._dtype]
+        value = self.log1p(self.where(large, x, less_one))
+        return self.where(large, value + p.LN2, value)
+
+    def _softplus_of_minus(self, x: Value) -> Value:
+        """ln(1 + e^-x) for x >= 0: with u = e^-x it is 2 artanh(u/(u + 2))."""
+        u = self.exp(-x)
+        return self._twice_artanh(u / (u + 2.0), p.SOFTPLUS_TERMS[self._dtype])
 
     def _twice_artanh(self, s: Value, terms: int) -> Value:
         """2 artanh(s) = 2 (s + s^3/3 + s^5/5 + ...)."""

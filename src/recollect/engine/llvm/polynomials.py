@@ -1,0 +1,133 @@
+"""The numbers behind `functions.py`: coefficients, lowest power first, and where each function ends.
+
+Where it says "fitted", the coefficients interpolate the function at the Chebyshev points of the interval,
+computed with 40 digits; the error named is the largest of the interpolation, before any rounding.
+"""
+
+from __future__ import annotations
+
+import math
+
+LN2 = math.log(2.0)
+# Adding and subtracting this number rounds to a whole number and leaves it in the low bits.
+ROUND = {"float32": 1.5 * 2.0**23, "float64": 1.5 * 2.0**52}
+MANTISSA = {"float32": 23, "float64": 52}
+BIAS = {"float32": 127, "float64": 1023}
+
+# (e^r - 1 - r) / r^2 on |r| <= ln(2)/2. float32: the minimax coefficients of S. Moshier's
+# Cephes library (expf); float64: the Taylor series, whose remainder is below 2e-16 there.
+EXP = {
+    "float32": (
+        5.0000001201e-1,
+        1.6666665459e-1,
+        4.1665795894e-2,
+        8.3334519073e-3,
+        1.3981999507e-3,
+        1.9875691500e-4,
+    ),
+    "float64": tuple(1.0 / math.factorial(k) for k in range(2, 14)),
+}
+# ln 2 in two parts: the first has trailing zeros, so that n * high is exact.
+LN2_PARTS = {
+    "float32": (0.693359375, -2.12194440e-4),
+    "float64": (6.93147180369123816490e-1, 1.90821492927058770002e-10),
+}
+# exp overflows beyond the second and is 0 (or denormal, which counts as 0) before the first; so does exp2.
+EXP_RANGE = {"float32": (-87.0, 88.7228391), "float64": (-708.0, 709.782712893384)}
+EXP2_RANGE = {"float32": (-126.0, 128.0), "float64": (-1022.0, 1024.0)}
+# sinh and cosh overflow beyond.
+SINH_LIMIT = {"float32": 89.4159851, "float64": 710.4758600739439}
+# tanh is 1 to the last bit beyond.
+TANH_LIMIT = {"float32": 10.0, "float64": 20.0}
+
+# Terms of artanh's series for arguments up to (sqrt 2 - 1)/(sqrt 2 + 1) and up to 1/3.
+LOG_TERMS = {"float32": 5, "float64": 11}
+SOFTPLUS_TERMS = {"float32": 8, "float64": 17}
+# x + 1 and x - 1 are x beyond, and so is sqrt(x^2 + 1) to the accuracy of its logarithm.
+LARGE = {"float32": 2.0**26, "float64": 2.0**55}
+
+# (atan(t)/t - 1) / t^2 as a polynomial in t^2 on t <= tan(pi/8). Fitted: 4e-10 and 6e-18 of atan(t).
+ATAN = {
+    "float32": (
+        -3.333333176e-01,
+        1.999954048e-01,
+        -1.426395560e-01,
+        1.074373149e-01,
+        -6.451928208e-02,
+    ),
+    "float64": (
+        -0.3333333333333333,
+        0.1999999999999552,
+        -0.14285714284666542,
+        0.11111111015256361,
+        -0.09090904578123903,
+        0.07692183190826087,
+        -0.06664511447381948,
+        0.0585814891280221,
+        -0.0508544973794026,
+        0.03923165829558719,
+        -0.01917688711906226,
+    ),
+}
+
+# erf(x)/x - 1 as a polynomial in x^2 on x <= 1/2. Fitted: 1.5e-9 and 5e-18.
+ERF = {
+    "float32": (
+        1.283791656e-01,
+        -3.761260901e-01,
+        1.128283143e-01,
+        -2.675773274e-02,
+        4.719082567e-03,
+    ),
+    "float64": (
+        0.12837916709551256,
+        -0.37612638903183476,
+        0.11283791670925353,
+        -0.026866170632887928,
+        0.00522397737302147,
+        -0.0008548297753674966,
+        0.00012053335124353741,
+        -1.4845849259707869e-05,
+        1.4725865480556744e-06,
+    ),
+}
+# (x + p) e^(x^2) erfc(x) with p = ERFC_POLE as a polynomial in t = (x - p)/(x + p), which maps 1/2 <= x < oo into
+# a finite interval; for x up to ERFC_LIMIT, beyond which erfc is 0. Fitted: 8e-9 and 6e-17.
+ERFC_POLE = 2.5
+ERFC_LIMIT = {"float32": 10.2, "float64": 27.3}
+ERFC = {
+    "float32": (
+        1.054031818e00,
+        -8.046519062e-01,
+        4.539143862e-01,
+        -1.712494146e-01,
+        2.835600724e-02,
+        8.378513083e-03,
+        -4.780365425e-03,
+        -3.921679309e-04,
+        5.946675700e-04,
+    ),
+    "float64": (
+        1.054031820305718,
+        -0.804651849439148,
+        0.45391411664808523,
+        -0.1712511452461613,
+        0.028361550132713253,
+        0.008393044306934877,
+        -0.004818785542187672,
+        -0.00043920834448665563,
+        0.0007026939838966221,
+        5.8308514205091346e-05,
+        -0.00011260692562531876,
+        -1.9535939524071604e-05,
+        1.82548639160518e-05,
+        6.765885277780489e-06,
+        -2.3656720169662408e-06,
+        -1.9833007638768117e-06,
+        6.052695609624227e-08,
+        4.6569085642267083e-07,
+        5.971207140073963e-08,
+        -7.160681469849859e-08,
+        -5.031775661227337e-09,
+    ),
+}
