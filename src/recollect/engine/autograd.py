@@ -212,6 +212,8 @@ def _fed(extras: Extras, states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 def _given(problem: Problem, extras: Extras) -> tuple[list[int], list[torch.Tensor]]:
     """The arguments of the slots of `given_slots`, and the tensors that they point into."""
+    if extras is PLAIN:
+        return [], []
     hidden, arguments = problem.hidden, []
     readable = _readable(extras.keep)
     for keep in readable:
@@ -280,7 +282,7 @@ def _backward(
     sums = x.new_zeros(problem.sums)
     dx = torch.empty_like(x) if needed[0] else None
     dw_ih, dw_hh = (torch.zeros_like(w) if needed[1] or needed[2] else None for w in (weight_ih, weight_hh))
-    zeros = x.new_zeros(hidden)
+    zeros = x.new_zeros(hidden) if any(grad is None for grad in grads[:wanted]) else x
     doutputs = [zeros if grad is None else grad for grad in _readable(grads[:wanted])]
     given, alive = _given(problem, extras)
     kernel = problem.backward

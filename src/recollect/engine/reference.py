@@ -55,10 +55,12 @@ class Extras(NamedTuple):
     @property
     def variant(self) -> Variant:
         """The kind of kernel that serves such a call."""
+        if self is PLAIN:  # most calls by far
+            return _PLAIN
         return Variant(bool(self.keep), self.feed_mask is not None, self.resets is not None, self.all_states)
 
 
-PLAIN = Extras()
+PLAIN, _PLAIN = Extras(), Variant()
 
 # y [N, F] (and the other states, where all are wanted), and each state [B, its size] at the end.
 Result = tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -83,19 +83,18 @@ def check_tensor(x: object) -> torch.Tensor:
     )
 
 
-def check_input(x: torch.Tensor, weight: torch.Tensor, input_size: int, layouts: Sequence[str]) -> None:
+def check_input(x: torch.Tensor, weight: torch.Tensor, input_size: int, layouts: Mapping[int, str]) -> None:
     """Raise InputError unless a module with this W_ih can take ``x``.
 
     Args:
         x: the input, features last.
         weight: W_ih; tells dtype and device.
         input_size: I.
-        layouts: what ``x`` may be, such as ``("[T, B, I]", "[T, I] for one sequence")``, the usual one first.
+        layouts: what ``x`` may be, by its number of dimensions, the usual one first.
     """
-    if x.dim() not in [layout.partition("]")[0].count(",") + 1 for layout in layouts]:
-        raise InputError(
-            "the input has the wrong number of dimensions", given=tuple(x.shape), expected=", or ".join(layouts)
-        )
+    if x.dim() not in layouts:
+        expected = ", or ".join(layouts.values())
+        raise InputError("the input has the wrong number of dimensions", given=tuple(x.shape), expected=expected)
     if not x.is_floating_point():
         raise InputError(
             "the input must hold floating-point numbers",
@@ -107,7 +106,7 @@ def check_input(x: torch.Tensor, weight: torch.Tensor, input_size: int, layouts:
         raise InputError(
             "the input has the wrong number of features",
             given=f"{x.shape[-1]} in shape {tuple(x.shape)}",
-            expected=f"input_size = {input_size} in the last dimension of {layouts[0]}",
+            expected=f"input_size = {input_size} in the last dimension of {next(iter(layouts.values()))}",
         )
     for what, given, wanted in (("dtype", x.dtype, weight.dtype), ("device", x.device, weight.device)):
         if given != wanted and not (what == "dtype" and autocast_is_on(x)):
@@ -132,7 +131,11 @@ def check_states(state: Any, shapes: Mapping[str, tuple[int, ...]], x: torch.Ten
         InputError: a state does not fit.
     """
     if state is None:
-        return [x.new_zeros(shape) for shape in shapes.values()]
+        zeros: list[torch.Tensor] = []
+        for shape in shapes.values():
+            # Nobody writes into a state, so the last one serves again where it fits.
+            zeros.append(zeros[-1] if zeros and zeros[-1].shape == shape else x.new_zeros(shape))
+        return zeros
     given: Any = (state,) if isinstance(state, torch.Tensor) else state
     if not isinstance(given, tuple | list) or len(given) != len(shapes):
         raise InputError(

@@ -201,25 +201,24 @@ class Recurrent(nn.Module):
             InputError: a shape, dtype, device, state or length does not fit.
         """
         self._check_input(x)
-        packed = isinstance(x, PackedSequence)
-        unbatched = not packed and rows_of(x).dim() == 2
+        batch: Any = x  # a tensor or a PackedSequence, from here on as the parameters need it
+        packed, axis = isinstance(x, PackedSequence), 0 if self.batch_first else 1
         autocast = autocast_is_on(rows_of(x))
         if autocast:
             weight: torch.Tensor = self.weight_ih_l0  # pyright: ignore[reportAssignmentType]
-            x, state = as_parameters(weight, x), as_parameters(weight, state)
-        resets = None if resets is None else check_resets(resets, x)
+            batch, state = as_parameters(weight, x), as_parameters(weight, state)
+        flags = None if resets is None else check_resets(resets, x)
+        unbatched = not packed and batch.dim() == 2
         if unbatched:
-            axis = 0 if self.batch_first else 1
-            x, resets = x.unsqueeze(axis), None if resets is None else resets.unsqueeze(axis)  # pyright: ignore[reportAttributeAccessIssue]
-        batch = int(x.batch_sizes[0]) if packed else x.shape[0 if self.batch_first else 1]  # pyright: ignore[reportAttributeAccessIssue]
-        initial = self._initial_states(state, x, batch, unbatched=unbatched)
-        stack, noise = self._stack(return_states), self._noise(x, batch)
+            batch, flags = batch.unsqueeze(axis), None if flags is None else flags.unsqueeze(axis)
+        rows = int(batch.batch_sizes[0]) if packed else batch.shape[axis]
+        initial = self._initial_states(state, batch, rows, unbatched=unbatched)
+        stack, noise = self._stack(return_states), self._noise(batch, rows)
         run: Any = compiled.run if torch.compiler.is_compiling() and not packed else Stack.run
-        with without_autocast(rows_of(x)) if autocast else contextlib.nullcontext():
-            outputs, final = run(stack, x, lengths, resets, initial, self._flat_weights(), noise)
+        with without_autocast(rows_of(batch)) if autocast else contextlib.nullcontext():
+            outputs, final = run(stack, batch, lengths, flags, initial, self._flat_weights(), noise)
         if unbatched:
-            outputs = [each.squeeze(axis) for each in outputs]  # pyright: ignore[reportAttributeAccessIssue]
-            final = [each.squeeze(1) for each in final]
+            outputs, final = [each.squeeze(axis) for each in outputs], [each.squeeze(1) for each in final]
         results = (outputs[0], _one_or_all(final))
         return (*results, _one_or_all(outputs)) if return_states else results
 
@@ -234,6 +233,8 @@ class Recurrent(nn.Module):
 
     def _noise(self, x: torch.Tensor | PackedSequence, batch: int) -> list[torch.Tensor]:
         """What `Stack.run` takes as noise, in its order."""
+        if not any(self.zoneout) and not (self.training and (self.dropout or self.recurrent_dropout)):
+            return []
         data, noise = rows_of(x), []
         if isinstance(x, PackedSequence):
             steps = (data.shape[0],)
@@ -285,7 +286,7 @@ class Recurrent(nn.Module):
     def _check_input(self, x: Any) -> None:
         usual = "[B, T, I]" if self.batch_first else "[T, B, I]"
         packed = isinstance(x, PackedSequence)
-        layouts = ("[N, I]",) if packed else (usual, "[T, I] for one sequence")
+        layouts = {2: "[N, I]"} if packed else {3: usual, 2: "[T, I] for one sequence"}
         weight: torch.Tensor = self.weight_ih_l0  # pyright: ignore[reportAssignmentType]
         data = check_tensor(rows_of(x))
         check_input(data, weight, self.input_size, layouts)

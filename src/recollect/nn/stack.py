@@ -83,6 +83,13 @@ class Stack:
         weights = self._weights(parameters)
         initial = [rows.sort(state) for state in states]
 
+        def extras(place: int) -> Extras:
+            all_states = self.all_states and place >= count - directions
+            if flags is None and not feed_masks and not keep and not all_states:
+                return PLAIN
+            feed_mask = feed_masks[place] if feed_masks else None
+            return Extras(flags, feed_mask, keep[place] if keep else (), all_states)
+
         data = rows.take(rows_of(x))
         results: list[tuple[torch.Tensor, ...]] = []
         finals: list[tuple[torch.Tensor, ...]] = []
@@ -92,19 +99,13 @@ class Stack:
             results = []
             for direction in range(directions):
                 place = layer * directions + direction
-                extras = Extras(
-                    flags,
-                    feed_masks[place] if feed_masks else None,
-                    keep[place] if keep else (),
-                    self.all_states and layer == self.num_layers - 1,
-                )
                 outputs, final = dispatch.run(
                     self.cell,
                     data,
                     rows.batch_sizes,
                     [state[place] for state in initial],
                     weights[place],
-                    extras if any(extras.variant) else PLAIN,
+                    extras(place),
                     reverse=direction == 1,
                     label=f"l{layer}_reverse" if direction else f"l{layer}",
                 )

@@ -80,7 +80,7 @@ class _TorchCell(nn.Module):
         autocast = autocast_is_on(x)
         if autocast:
             x, hx = as_parameters(weight, x), as_parameters(weight, hx)
-        check_input(x, weight, self.input_size, ("[B, I]", "[I] for one sequence"))
+        check_input(x, weight, self.input_size, {2: "[B, I]", 1: "[I] for one sequence"})
         unbatched = x.dim() == 1
         axes = "hidden_size" if unbatched else "batch, hidden_size"
         states = check_states(hx, dict.fromkeys(self.cell.states, (*x.shape[:-1], self.hidden_size)), x, axes)
