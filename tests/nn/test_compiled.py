@@ -13,6 +13,7 @@ from tolerances import GRADIENT, VALUE, assert_bits, assert_equal
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning",  # of torch's compiler
+    "ignore:The .grad attribute of a Tensor that is not a leaf",  # the same, after a break of the graph
     "ignore:recollect runs on the reference",  # all states of a projected layer
 )  # fmt: skip
 
@@ -93,6 +94,24 @@ def test_a_call_is_one_node_whatever_the_length(steps):
     targets = backend.targets()
     assert sum("recurrent" in target for target in targets) == 1
     assert len(targets) < 15
+
+
+@pytest.mark.parametrize("sorts", [True, False], ids=["any order", "sorted"])
+def test_a_packed_sequence_is_not_unrolled_either(sorts):
+    """torch itself cannot make one in a whole graph, but it may come as an input, or after a break of the graph."""
+    torch.manual_seed(0)
+    backend, layer = Counted(), nn.LSTM(3, 5, 2, bidirectional=True)
+    lengths = torch.tensor([3, 1, 7, 2]) if sorts else torch.tensor([7, 3, 2, 1])
+    packed = torch.nn.utils.rnn.pack_padded_sequence(torch.randn(7, 4, 3), lengths, enforce_sorted=not sorts)
+
+    def total(packed):
+        y, (h, c) = layer(packed)
+        return y.data.square().sum() + h.sum() + c.sum()
+
+    found = torch.compile(total, fullgraph=sorts, backend=backend)(packed)
+    assert_bits(found, total(packed))
+    assert sum("recurrent" in target for target in backend.targets()) == 1
+    assert len(backend.targets()) < 25
 
 
 def test_two_cells_of_one_name_stay_apart():
@@ -199,11 +218,11 @@ def test_opcheck(name, how):
     states = [torch.randn(runs, 0 if how == "empty batch" else 3, size, requires_grad=True)
               for size in layer._state_sizes().values()]  # fmt: skip
     layout = compiled._layout(stack)
-    given = (x.requires_grad_(), keywords.get("lengths"), keywords.get("resets"), states, layer._flat_weights(), [])
+    given = (x.requires_grad_(), [], keywords.get("lengths"), keywords.get("resets"), states, layer._flat_weights(), [])
     torch.library.opcheck(compiled._recurrent, (*given, layer.cell.text, layout))
     results = compiled._recurrent(*given, layer.cell.text, layout)
     grads = [torch.randn_like(each) for each in results]
-    wanted = list(range(1 + len(states) + len(given[4])))
+    wanted = list(range(1 + len(states) + len(given[5])))
     torch.library.opcheck(compiled._recurrent_backward, (grads, wanted, *given, layer.cell.text, layout))
 
 
@@ -213,7 +232,7 @@ def test_second_derivatives_of_the_operator():
 
     def operator(x, state):
         layout = compiled._layout(layer._stack(False))
-        return compiled._recurrent(x, None, None, [state], layer._flat_weights(), [], layer.cell.text, layout)
+        return compiled._recurrent(x, [], None, None, [state], layer._flat_weights(), [], layer.cell.text, layout)
 
     x = torch.randn(4, 2, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(operator, (x, *states))

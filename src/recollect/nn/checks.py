@@ -24,6 +24,11 @@ def rows_of(x: Any) -> Any:
     return x.data if isinstance(x, PackedSequence) else x
 
 
+def packed_batch(x: PackedSequence) -> int:
+    """B of a PackedSequence; from a shape where there is one, which a compiler can follow."""
+    return int(x.batch_sizes[0]) if x.sorted_indices is None else x.sorted_indices.shape[0]
+
+
 def check_probability(name: str, value: object) -> float:
     """Return ``value`` as a float, or raise InputError unless it is a number from 0 to 1."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:

@@ -17,8 +17,10 @@ from itertools import accumulate
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import PackedSequence
 
 from recollect.cells.cell import Cell
+from recollect.nn.checks import rows_of
 from recollect.nn.stack import Stack
 
 Tensor = torch.Tensor
@@ -26,7 +28,7 @@ Tensor = torch.Tensor
 
 def run(
     stack: Stack,
-    x: Tensor,
+    x: Tensor | PackedSequence,
     lengths: Tensor | Sequence[int] | None,
     resets: Tensor | None,
     states: Sequence[Tensor],
@@ -34,12 +36,21 @@ def run(
     noise: Sequence[Tensor],
 ) -> tuple[list[Any], list[Any]]:
     """What `Stack.run` does, as one node of the graph that is being traced."""
+    packing = [each for each in x[1:] if each is not None] if isinstance(x, PackedSequence) else []
     lengths = None if lengths is None else torch.as_tensor(lengths)
     results = _recurrent(
-        x, lengths, resets, list(states), list(parameters), list(noise), stack.cell.text, _layout(stack)
+        rows_of(x),
+        packing,
+        lengths,
+        resets,
+        list(states),
+        list(parameters),
+        list(noise),
+        stack.cell.text,
+        _layout(stack),
     )
-    count = len(results) - len(states)
-    return results[:count], results[count:]
+    outputs, final = results[: -len(states)], results[-len(states) :]
+    return [PackedSequence(each, *x[1:]) for each in outputs] if packing else outputs, final
 
 
 _FLAGS = ("bidirectional", "batch_first", "bias", "projected", "dropout", "recurrent_dropout", "zoneout", "all_states")
@@ -59,6 +70,7 @@ def _stack(text: str, layout: tuple[int, ...]) -> Stack:
 @torch.library.custom_op("recollect::recurrent", mutates_args=())
 def _recurrent(
     x: Tensor,
+    packing: Sequence[Tensor],
     lengths: Tensor | None,
     resets: Tensor | None,
     states: Sequence[Tensor],
@@ -67,23 +79,22 @@ def _recurrent(
     cell: str,
     layout: Sequence[int],
 ) -> list[Tensor]:
-    outputs, final = _stack(cell, tuple(layout)).run(x, lengths, resets, states, parameters, noise)
     given = {each.untyped_storage().data_ptr() for each in (x, *states)}
     # An operator's results are memory of its own: without a valid step, a final state is the initial one.
     return [
         each.clone(memory_format=torch.contiguous_format)
         if each.untyped_storage().data_ptr() in given
         else each.contiguous()
-        for each in (*outputs, *final)
+        for each in _results((x, *states, *parameters), packing, lengths, resets, len(states), noise, cell, layout)
     ]
 
 
 @_recurrent.register_fake
-def _(x, lengths, resets, states, parameters, noise, cell, layout):
+def _(x, packing, lengths, resets, states, parameters, noise, cell, layout):
     stack = _stack(cell, tuple(layout))
     directions = 2 if stack.bidirectional else 1
     kept = states if stack.all_states else states[:1]
-    outputs = [x.new_empty(x.shape[0], x.shape[1], directions * state.shape[2]) for state in kept]
+    outputs = [x.new_empty(*x.shape[:-1], directions * state.shape[2]) for state in kept]
     return [*outputs, *(state.new_empty(state.shape) for state in states)]
 
 
@@ -92,6 +103,7 @@ def _recurrent_backward(
     grads: Sequence[Tensor | None],
     wanted: Sequence[int],
     x: Tensor,
+    packing: Sequence[Tensor],
     lengths: Tensor | None,
     resets: Tensor | None,
     states: Sequence[Tensor],
@@ -103,12 +115,12 @@ def _recurrent_backward(
     """Gradients of the inputs numbered ``wanted`` among ``(x, *states, *parameters)``."""
     with _recorded():
         inputs = _leaves((x, *states, *parameters))
-        results = _results(inputs, lengths, resets, len(states), noise, cell, layout)
+        results = _results(inputs, packing, lengths, resets, len(states), noise, cell, layout)
         return _owned(_gradients(results, grads, [inputs[place] for place in wanted]))
 
 
 @_recurrent_backward.register_fake
-def _(grads, wanted, x, lengths, resets, states, parameters, noise, cell, layout):
+def _(grads, wanted, x, packing, lengths, resets, states, parameters, noise, cell, layout):
     return _like((x, *states, *parameters), wanted)
 
 
@@ -119,6 +131,7 @@ def _recurrent_double_backward(
     grads: Sequence[Tensor | None],
     wanted: Sequence[int],
     x: Tensor,
+    packing: Sequence[Tensor],
     lengths: Tensor | None,
     resets: Tensor | None,
     states: Sequence[Tensor],
@@ -130,14 +143,14 @@ def _recurrent_double_backward(
     """Gradients of `_recurrent_backward`'s inputs numbered ``needed`` among ``(*grads, x, *states, *parameters)``."""
     with _recorded():
         inputs, outer = _leaves((x, *states, *parameters)), _leaves(grads)
-        results = _results(inputs, lengths, resets, len(states), noise, cell, layout)
+        results = _results(inputs, packing, lengths, resets, len(states), noise, cell, layout)
         firsts = _gradients(results, outer, [inputs[place] for place in wanted], create_graph=True)
         everything = (*outer, *inputs)
         return _owned(_gradients(firsts, seconds, [everything[place] for place in needed]))
 
 
 @_recurrent_double_backward.register_fake
-def _(seconds, needed, grads, wanted, x, lengths, resets, states, parameters, noise, cell, layout):
+def _(seconds, needed, grads, wanted, x, packing, lengths, resets, states, parameters, noise, cell, layout):
     return _like((*grads, x, *states, *parameters), needed)
 
 
@@ -154,11 +167,20 @@ def _leaves(tensors: Sequence[Tensor | None]) -> list[Any]:
 
 
 def _results(
-    inputs: Sequence[Tensor], lengths: Any, resets: Any, states: int, noise: Any, cell: str, layout: Sequence[int]
+    inputs: Sequence[Tensor],
+    packing: Sequence[Tensor],
+    lengths: Any,
+    resets: Any,
+    states: int,
+    noise: Any,
+    cell: str,
+    layout: Sequence[int],
 ) -> list[Tensor]:
+    """The operator's results as the layer has them."""
     x, rest = inputs[0], inputs[1:]
-    outputs, final = _stack(cell, tuple(layout)).run(x, lengths, resets, rest[:states], rest[states:], noise)
-    return [*outputs, *final]
+    batch = PackedSequence(x, *packing) if packing else x
+    outputs, final = _stack(cell, tuple(layout)).run(batch, lengths, resets, rest[:states], rest[states:], noise)
+    return [*map(rows_of, outputs), *final]
 
 
 def _gradients(
@@ -189,21 +211,21 @@ def _cut(flat: Sequence[Any], counts: Sequence[int]) -> list[list[Any]]:
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    x, lengths, resets, states, parameters, noise, ctx.cell, ctx.layout = inputs
-    ctx.counts = (1, 1, 1, len(states), len(parameters), len(noise))
-    ctx.save_for_backward(x, lengths, resets, *states, *parameters, *noise)
+    x, packing, lengths, resets, states, parameters, noise, ctx.cell, ctx.layout = inputs
+    ctx.counts = (1, len(packing), 1, 1, len(states), len(parameters), len(noise))
+    ctx.save_for_backward(x, *packing, lengths, resets, *states, *parameters, *noise)
 
 
 def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
-    (x,), (lengths,), (resets,), states, parameters, noise = _cut(ctx.saved_tensors, ctx.counts)
-    needed = [ctx.needs_input_grad[0], *ctx.needs_input_grad[3], *ctx.needs_input_grad[4]]
+    (x,), packing, (lengths,), (resets,), states, parameters, noise = _cut(ctx.saved_tensors, ctx.counts)
+    needed = [ctx.needs_input_grad[0], *ctx.needs_input_grad[4], *ctx.needs_input_grad[5]]
     wanted = [place for place, need in enumerate(needed) if need]
-    inputs = (x, lengths, resets, states, parameters, noise, ctx.cell, ctx.layout)
+    inputs = (x, packing, lengths, resets, states, parameters, noise, ctx.cell, ctx.layout)
     found = iter(_recurrent_backward(list(grads), wanted, *inputs))
     (dx,), dstates, dparameters = _cut(
         [next(found) if need else None for need in needed], (1, len(states), len(parameters))
     )
-    return dx, None, None, dstates, dparameters, [None] * len(noise), None, None
+    return dx, [None] * len(packing), None, None, dstates, dparameters, [None] * len(noise), None, None
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -214,15 +236,16 @@ def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _double_backward(ctx: Any, seconds: Sequence[Tensor | None]) -> tuple[Any, ...]:
-    grads, (x,), (lengths,), (resets,), states, parameters, noise = _cut(ctx.saved_tensors, ctx.counts)
-    needed = [*ctx.needs_input_grad[0], ctx.needs_input_grad[2], *ctx.needs_input_grad[5], *ctx.needs_input_grad[6]]
+    grads, (x,), packing, (lengths,), (resets,), states, parameters, noise = _cut(ctx.saved_tensors, ctx.counts)
+    needed = [*ctx.needs_input_grad[0], ctx.needs_input_grad[2], *ctx.needs_input_grad[6], *ctx.needs_input_grad[7]]
     places = [place for place, need in enumerate(needed) if need]
-    inputs = (x, lengths, resets, states, parameters, noise, ctx.cell, ctx.layout)
+    inputs = (x, packing, lengths, resets, states, parameters, noise, ctx.cell, ctx.layout)
     found = iter(_recurrent_double_backward(list(seconds), places, grads, ctx.wanted, *inputs))
     dgrads, (dx,), dstates, dparameters = _cut(
         [next(found) if need else None for need in needed], (len(grads), 1, len(states), len(parameters))
     )
-    return dgrads, None, dx, None, None, dstates, dparameters, [None] * len(noise), None, None
+    nothing = [None] * len(packing), None, None
+    return dgrads, None, dx, *nothing, dstates, dparameters, [None] * len(noise), None, None
 
 
 _recurrent.register_autograd(_backward, setup_context=_setup)

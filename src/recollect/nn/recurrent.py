@@ -27,6 +27,7 @@ from recollect.nn.checks import (
     check_sizes,
     check_states,
     check_tensor,
+    packed_batch,
     rows_of,
     without_autocast,
 )
@@ -211,10 +212,10 @@ class Recurrent(nn.Module):
         unbatched = not packed and batch.dim() == 2
         if unbatched:
             batch, flags = batch.unsqueeze(axis), None if flags is None else flags.unsqueeze(axis)
-        rows = int(batch.batch_sizes[0]) if packed else batch.shape[axis]
+        rows = packed_batch(batch) if packed else batch.shape[axis]
         initial = self._initial_states(state, batch, rows, unbatched=unbatched)
         stack, noise = self._stack(return_states), self._noise(batch, rows)
-        run: Any = compiled.run if torch.compiler.is_compiling() and not packed else Stack.run
+        run: Any = compiled.run if torch.compiler.is_compiling() else Stack.run
         with without_autocast(rows_of(batch)) if autocast else contextlib.nullcontext():
             outputs, final = run(stack, batch, lengths, flags, initial, self._flat_weights(), noise)
         if unbatched:
