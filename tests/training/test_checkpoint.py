@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import multiprocessing
+import multiprocessing.forkserver
+import os
 import random
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -537,6 +540,9 @@ def processes():
     """Processes that have imported everything when they begin."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["resumed_run"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        multiprocessing.forkserver.ensure_running()
     return context
 
 

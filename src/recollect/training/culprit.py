@@ -224,7 +224,7 @@ def _inner_layer(module: nn.Module, made: list[Any]) -> str:
         return ""
     states = [state for state in made[1:] if isinstance(state, Tensor) and _is_bad(state)]
     first = min((int(is_bad(state).flatten(1).any(1).nonzero()[0]) for state in states), default=None)
-    return "" if first is None else f", from l{first // (2 if getattr(module, 'bidirectional', False) else 1)} on"
+    return "" if first is None else f", from l{first // (2 if getattr(module, 'bidirectional', False) else 1)} on,"
 
 
 def _data(value: Tensor | PackedSequence) -> Tensor:

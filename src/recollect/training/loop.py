@@ -161,7 +161,8 @@ def train(
 
             validation_loss = None if validation is None else evaluate(model, validation, loss)
             learning_rate = float(optimizer.param_groups[0]["lr"])
-            if isinstance(scheduler, ReduceLROnPlateau) and validation_loss is not None:
+            if isinstance(scheduler, ReduceLROnPlateau):
+                assert validation_loss is not None, "_check_scheduler lets no other case pass"
                 scheduler.step(validation_loss)
             elif scheduler is not None and scheduler_per == "epoch":
                 scheduler.step()
