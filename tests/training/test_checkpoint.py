@@ -279,6 +279,33 @@ def test_recurrent_layers_go_on_where_they_stood(tmp_path, make):
     assert_same_runs(cut_and_resume(tmp_path / "c", **arguments), toy_run(**arguments))
 
 
+def test_steps_skipped_before_a_kill_count_after_it(tmp_path):
+    x, y = regression(4).tensors
+    batches = [(x, y), *[(x * float("nan"), y)] * 5, (x, y)]
+    arguments = {"batches": batches, "checkpoint": Checkpoints(tmp_path / "c", every=1)}
+    with pytest.raises(Killed):
+        toy_run(observers=[KillAt(0, 4)], **arguments)
+    with pytest.raises(TrainingError, match=r"5 steps in a row; given: the input x is nan .* epoch 1, step 6"):
+        toy_run(**arguments)
+
+
+def test_a_run_killed_between_the_last_step_and_the_schedulers_goes_on_without_a_warning(tmp_path):
+    class Validation(list):
+        def __iter__(self):
+            if not killed:
+                killed.append(1)
+                raise Killed
+            return super().__iter__()
+
+    killed, arguments = [], {"make_scheduler": SCHEDULERS["Step"], "validation": Validation([regression(8).tensors])}
+    with pytest.raises(Killed):
+        toy_run(checkpoint=Checkpoints(tmp_path / "c", every=1), **arguments)
+    resumptions = Resumptions()
+    resumed = toy_run(checkpoint=Checkpoints(tmp_path / "c", every=1), observers=[resumptions], **arguments)
+    assert resumptions.seen == [(0, 4)]
+    assert_same_runs(resumed, toy_run(**arguments))
+
+
 class Untouchable:
     """Batches that nobody may ask for."""
 
