@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from recollect.training import Checkpoints, HistoryFile, Observer, train
 
 EPOCHS = 6
+STEPS = 3  # in an epoch: 6 batches in pairs
 
 
 def regression(samples=43):

@@ -382,6 +382,39 @@ def test_bad_input_in_a_structure():
     assert str(found(Two(), x)) == expected
 
 
+class Padded(Net):
+    def forward(self, batch):
+        x, lengths = batch
+        return self.head(self.rnn(x, lengths=lengths)[0])
+
+
+def test_what_is_bad_and_reaches_nothing_is_not_accused():
+    lengths = torch.tensor([9, 3, 9, 9])
+    x = torch.randn(B, T, 2)
+    x[1, 3:] = math.nan
+    model = Padded(ours.LSTM(2, 3, batch_first=True))
+    model.head = nn.Sequential(model.head, Exploding())
+    culprit = found(model, (x, lengths))
+    assert (culprit.layer, culprit.place, culprit.value) == ("head.1", place(STEP, ROW), "inf")
+    x[1, 2] = math.nan
+    assert str(found(model, (x, lengths))) == "the input x[0] is nan at time step 2, row 1 (counted from 0)"
+
+    class Masked(nn.Module):
+        """Its scores are -inf where it must not look, on purpose."""
+
+        def __init__(self):
+            super().__init__()
+            self.mask, self.softmax = Exploding(), nn.Softmax(-1)
+
+        def forward(self, x):
+            return self.softmax(-self.mask(x)) * x
+
+    masked, bad = Masked(), Exploding()
+    masked.mask.at = (0, 0, 0)
+    culprit = found(nn.Sequential(masked, bad), torch.randn(B, T, 2))
+    assert (culprit.layer, culprit.place) == ("1", place(STEP, ROW))
+
+
 def test_a_bad_target_says_so():
     y = torch.zeros(B, 3)
     y[ROW, 1] = math.nan

@@ -77,11 +77,12 @@ def find_culprit(model: nn.Module, group: Group, loss: Callable[[Any, Tensor], T
 
 @dataclass(frozen=True)
 class _Call:
-    """The ``number``-th call of a module, made by code of module ``parent``."""
+    """The ``number``-th call of a module, made by code of module ``parent``, after ``events`` bad events."""
 
     module: nn.Module
     number: int | None = None
     parent: nn.Module | None = None
+    events: int = 0
 
 
 class _Watch:
@@ -101,19 +102,24 @@ class _Watch:
             self._places.saw_sequence(value)
         with self._hooks(), torch.enable_grad():
             value = loss(self._model(x), y)
-            # Only now is it known whether x was taken for one sequence or for a batch.
-            for path, part in _tensors(x):
-                if _is_bad(part):
-                    return Culprit(f"the input x{path}", _bad_value(part), None, self._places.first(part), _CLEAN_DATA)
+            if self._forward:
+                call, culprit = self._forward[0]
+                made_outside = call.parent is None or culprit.layer != self._names[call.module]
+                return (made_outside and self._bad_input(x)) or self._with_call_as_step(call, culprit)
             if _is_bad(y):
                 index = is_bad(y).nonzero()[0].tolist()
                 return Culprit(f"the target y, at index {index},", _bad_value(y), remedy=_CLEAN_DATA)
-            if self._forward:
-                return self._with_call_as_step(*self._forward[0])
             if _is_bad(value):
                 return Culprit("the loss, of a finite output,", _bad_value(value), remedy=_LOOK_AT_LOSS)
             value.backward()
-        return self._first_on_the_way_back()
+        return self._first_on_the_way_back() or self._bad_input(x)
+
+    def _bad_input(self, x: Any) -> Culprit | None:
+        """Not the first question: what is bad in padding, and masked, reaches nothing."""
+        for path, part in _tensors(x):
+            if _is_bad(part):
+                return Culprit(f"the input x{path}", _bad_value(part), None, self._places.first(part), _CLEAN_DATA)
+        return None
 
     @contextlib.contextmanager
     def _hooks(self) -> Iterator[None]:
@@ -131,22 +137,26 @@ class _Watch:
             yield
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        call = _Call(module, self._calls[module], self._open[-1].module if self._open else None)
+        parent = self._open[-1].module if self._open else None
+        call = _Call(module, self._calls[module], parent, len(self._forward))
         self._calls[module] += 1
         self._open.append(call)
         given = [value for _, value in _tensors((args, kwargs))]
         if given and is_sequence_layer(module):
             self._places.saw_sequence(given[0], module)
-        if call.parent is not None:
+        if parent is not None:
             # A layer that had made it would have been noted before: it comes from the code between them.
-            what = f"what {self._title(call.parent)} computes itself and gives to {self._title(module)}"
-            self._note_forward(call, given, what, what, self._names[call.parent])
+            what = f"what {self._title(parent)} computes itself and gives to {self._title(module)}"
+            self._note_forward(call, given, what, what, self._names[parent])
         culprit = Culprit(f"the gradient on its way back through {self._title(module)}", layer=self._names[module])
         return self._watched((args, kwargs), call, culprit, inward=True)
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> Any:
         call = self._open.pop()
         made = [value for _, value in _tensors(output)]
+        if not any(map(_is_bad, made)):
+            # What was bad inside, such as a mask of -inf, or padding, came to nothing.
+            del self._forward[call.events :]
         title = self._title(module) + _inner_layer(module, made)
         self._note_forward(call, made, f"the output of {title}", f"the final state of {title}", self._names[module])
         if call.parent is None:

@@ -133,7 +133,7 @@ def train(
         while run.epoch < epochs and not run.history.is_out_of_patience(patience):
             for step, group in run.rest_of_epoch(batches, accumulate):
                 # The step that may be one too many is made again, to find out where it goes wrong.
-                before = generators.state() if run.skips_in_a_row == _MOST_SKIPS_IN_A_ROW - 1 else None
+                before = generators.state() if run.skips_in_a_row >= _MOST_SKIPS_IN_A_ROW - 1 else None
                 optimizer.zero_grad()
                 mean = 0.0
                 for x, y in group:
@@ -161,11 +161,8 @@ def train(
 
             validation_loss = None if validation is None else evaluate(model, validation, loss)
             learning_rate = float(optimizer.param_groups[0]["lr"])
-            if isinstance(scheduler, ReduceLROnPlateau):
-                assert validation_loss is not None, "_check_scheduler lets no other case pass"
-                scheduler.step(validation_loss)
-            elif scheduler is not None and scheduler_per == "epoch":
-                scheduler.step()
+            if scheduler is not None and scheduler_per == "epoch":
+                _step_after_epoch(scheduler, validation_loss)
             run.end_epoch(validation_loss, learning_rate)
             for observer in observers:
                 observer.on_epoch(run.epoch - 1, run.history)
@@ -225,6 +222,14 @@ def _check_scheduler(scheduler: object, per: str, optimizer: torch.optim.Optimiz
             given=f"validation={'None' if validation is None else '...'}, scheduler_per={per!r}",
             remedy="pass validation=, and leave scheduler_per out",
         )
+
+
+def _step_after_epoch(scheduler: LRScheduler, validation_loss: float | None) -> None:
+    if isinstance(scheduler, ReduceLROnPlateau):
+        assert validation_loss is not None, "_check_scheduler refuses it without validation"
+        scheduler.step(validation_loss)
+    else:
+        scheduler.step()
 
 
 def _as_checkpoints(checkpoint: Checkpoints | str | os.PathLike[str] | None) -> Checkpoints | None:

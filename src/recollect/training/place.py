@@ -56,7 +56,7 @@ class Places:
         if isinstance(x, PackedSequence):
             self._packed = x
         elif isinstance(x, Tensor) and x.ndim >= 3:
-            self._steps.add(x.shape[self._dimensions(module, x)[0]])
+            self._steps.add(x.shape[self._dimensions(module)[0]])
         elif isinstance(x, Tensor) and x.ndim == 2 and module is not None:
             self._unbatched = True
             self._steps.add(x.shape[0])
@@ -85,10 +85,10 @@ class Places:
         """The bad row of a recurrent layer's state [layers * directions, B, H]; it has no time steps."""
         return Place(row=_first(is_bad(state), 1)) if state.ndim == 3 else NOWHERE
 
-    def _dimensions(self, module: nn.Module | None, tensor: Tensor) -> tuple[int, int]:
-        own = is_sequence_layer(module)
-        batch_first = module.batch_first if own and module is not None else self._batch_first
-        return (1, 0) if batch_first else (0, 1)
+    def _dimensions(self, module: nn.Module | None) -> tuple[int, int]:
+        """Those of time and of the rows."""
+        own = getattr(module, "batch_first", None)
+        return (1, 0) if (own if isinstance(own, bool) else self._batch_first) else (0, 1)
 
     def _find(self, value: Tensor | PackedSequence, bad: Tensor, module: nn.Module | None, last: bool = False) -> Place:
         packed = value if isinstance(value, PackedSequence) else self._packed
@@ -97,7 +97,7 @@ class Places:
         if bad.ndim == 2 and (is_sequence_layer(module) or self._unbatched) and len(bad) in self._steps:
             return Place(step=_first(bad, 0, last))
         if bad.ndim >= 3:
-            time, row = self._dimensions(module, bad)
+            time, row = self._dimensions(module)
             if bad.shape[time] in self._steps:
                 step = _first(bad, time, last)
                 return Place(step, _first(bad.select(time, step), 0))
