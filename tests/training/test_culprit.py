@@ -1,4 +1,4 @@
-"""Where the numbers go bad: models made to have one fault each, and what is said of it."""
+"""Where the numbers go bad on the way forward, or were so from the start, and what is said of it."""
 
 from __future__ import annotations
 
@@ -6,100 +6,13 @@ import math
 
 import pytest
 import torch
+from faulty_models import HUGE, ROW, STEP, B, Exploding, Loop, Net, T, cell_layers, faulty, found, layers, place
 from torch import nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from recollect import nn as ours
 from recollect.errors import TrainingError
 from recollect.training import Observer, train
-from recollect.training.batches import Group
-from recollect.training.culprit import find_culprit
-from recollect.training.place import Place
-
-B, T, STEP, ROW = 4, 9, 5, 2
-LAYERS = {
-    f"{home.__name__.split('.')[0]} {name}": getattr(home, name)
-    for home in (nn, ours)
-    for name in ("RNN", "LSTM", "GRU")
-}
-layers = pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
-
-
-def mean(output, y):
-    return output.mean()
-
-
-def count_hooks(module):
-    return len(module._forward_hooks), len(module._forward_pre_hooks)
-
-
-def found(model, x, y=None, loss=mean):
-    y = torch.zeros(B) if y is None else y
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    hooks = [count_hooks(module) for module in model.modules()]
-    culprit = find_culprit(model, Group([(x, y)]), loss)
-    assert all(torch.equal(tensor, state[name]) or tensor.isnan().any() for name, tensor in model.state_dict().items())
-    assert all(parameter.grad is None for parameter in model.parameters())
-    assert [count_hooks(module) for module in model.modules()] == hooks
-    assert culprit.remedy
-    return culprit
-
-
-def place(step, row=None):
-    return Place(step, row)
-
-
-class Net(nn.Module):
-    """A recurrent layer and a head that sees every step."""
-
-    def __init__(self, rnn):
-        super().__init__()
-        self.rnn = rnn
-        self.head = nn.Linear(rnn.hidden_size * (2 if rnn.bidirectional else 1), 1)
-
-    def between(self, h):
-        return h
-
-    def forward(self, x):
-        h = self.rnn(x)[0]
-        return self.head(self.between(h.data if isinstance(h, PackedSequence) else h))
-
-
-HUGE = 1e30
-
-
-def faulty(make, *, batch_first=True, reverse_only=False, first_layer=0, **arguments):
-    """A layer that goes bad, and stays so, at the step and row where its input is huge.
-
-    Of themselves these layers saturate, ours even where sums overflow: only ReLU gets to infinity.
-    """
-    rnn = make(2, 3, batch_first=batch_first, **arguments)
-
-    def spoil(module, args, output):
-        y, state = output
-        x = args[0]
-        packed = isinstance(x, PackedSequence)
-        if packed:
-            (x, lengths), (y, _) = (pad_packed_sequence(each, module.batch_first) for each in (x, y))
-        time = 1 if batch_first and x.ndim == 3 else 0
-        huge = (x.abs() > HUGE).any(-1, keepdim=True)
-        directions = [huge.cumsum(time), huge.flip(time).cumsum(time).flip(time)]
-        bad = torch.cat([each.expand(*each.shape[:-1], 3) for each in directions[: y.shape[-1] // 3]], -1) > 0
-        if reverse_only:
-            bad[..., :3] = False
-        y = y.masked_fill(bad, math.nan)
-        spoilt = [each.clone() for each in (state if isinstance(state, tuple) else (state,))]
-        if huge.any():
-            for each in spoilt:
-                each[first_layer:] = math.nan
-        if packed:
-            y = pack_padded_sequence(y, lengths, module.batch_first, enforce_sorted=False)
-        return y, tuple(spoilt) if isinstance(state, tuple) else spoilt[0]
-
-    rnn.register_forward_hook(spoil)
-    x = torch.randn(B, T, 2)
-    x[ROW, STEP] = 3e38
-    return rnn, x if batch_first else x.transpose(0, 1)
 
 
 @layers
@@ -142,17 +55,6 @@ def test_packed_sequences(make):
     x[0, 1] = math.inf
     culprit = found(model, pack_padded_sequence(x, lengths, True, False))
     assert str(culprit) == "the input x is inf at time step 1, row 0 (counted from 0)"
-
-
-class Exploding(nn.Module):
-    """Makes one entry infinite."""
-
-    at = (ROW, STEP)
-
-    def forward(self, h):
-        scale = torch.ones_like(h)
-        scale[self.at] = math.inf
-        return h + scale
 
 
 @layers
@@ -215,26 +117,6 @@ def test_code_between_layers_is_of_the_module_that_holds_it():
     assert "the model (Net) computes itself and gives to layer 'head' (Linear)" in str(culprit)
 
 
-class Loop(nn.Module):
-    """A cell that is called once for each step."""
-
-    def __init__(self, cell):
-        super().__init__()
-        self.cell = cell
-
-    def forward(self, x):
-        state, outputs = None, []
-        for x_t in x.unbind(1):
-            state = self.cell(x_t, state)
-            outputs.append(state[0] if isinstance(state, tuple) else state)
-        return torch.stack(outputs, 1)
-
-
-cell_layers = pytest.mark.parametrize(
-    "make", [nn.RNNCell, nn.LSTMCell, nn.GRUCell, ours.RNNCell, ours.LSTMCell, ours.GRUCell]
-)
-
-
 @cell_layers
 def test_the_number_of_a_cells_call_is_the_time_step(make):
     cell = make(2, 3)
@@ -250,108 +132,6 @@ def test_the_number_of_a_cells_call_is_the_time_step(make):
     x[ROW, STEP] = 3e38
     culprit = found(Loop(cell), x)
     assert (culprit.layer, culprit.place) == ("cell", place(STEP, ROW))
-
-
-def steep(make, weight=1e10, **arguments):
-    """All zeros forward; backward the gradient grows by the recurrent weight at each step."""
-    rnn = make(1, 1, **arguments)
-    with torch.no_grad():
-        for name, parameter in rnn.named_parameters():
-            parameter.fill_(weight if "weight_hh" in name else 0.0)
-            if "weight_ih" in name:
-                parameter.fill_(1.0)
-    return rnn
-
-
-def first_overflow(rnn, x, loss):
-    """By hand: the latest time step at which the input's gradient is not finite."""
-    x = x.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(loss(rnn(x)), x)
-    bad = ~torch.isfinite(gradient)
-    assert 0 < int(bad.sum()) < bad.numel() / 2
-    return int(bad.nonzero().max(0).values[1])
-
-
-@layers
-def test_a_gradient_that_explodes_within_a_layer_names_the_last_finite_step_it_came_from(make):
-    rnn = steep(make, batch_first=True)
-    x = torch.zeros(B, T, 1)
-    step = first_overflow(rnn, x, lambda out: out[0][ROW, -1].sum())
-    assert 0 < step < T - 2
-    model = Net(rnn)
-    with torch.no_grad():
-        model.head.weight.fill_(1.0)
-    culprit = found(model, x, loss=lambda output, y: output[ROW, -1].sum())
-    assert (culprit.layer, culprit.place) == ("rnn", place(step, ROW))
-    assert "the gradient on its way back through layer 'rnn'" in str(culprit)
-    # Also where the loss is taken in the middle, and of rows that lie the other way.
-    model.rnn = steep(make)
-    culprit = found(model, torch.zeros(T, B, 1), loss=lambda output, y: output[6, ROW].sum())
-    assert (culprit.layer, culprit.place) == ("rnn", place(step - (T - 1 - 6), ROW))
-
-
-@cell_layers
-def test_a_gradient_that_explodes_from_call_to_call(make):
-    cell = steep(make)
-    model, x = Loop(cell), torch.zeros(B, 20, 1)
-    tracked = x.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(model(tracked)[ROW, -1].sum(), tracked)
-    last = int((~torch.isfinite(gradient[ROW, :, 0])).nonzero().max())
-    culprit = found(model, x, loss=lambda output, y: output[ROW, -1].sum())
-    assert culprit.layer == "cell"
-    assert culprit.place.row == ROW
-    # The state's gradient overflows one step before the input's, on the way back: it goes through weight_hh.
-    assert culprit.place.step == last + 1
-
-
-def test_the_reverse_direction_explodes_the_other_way():
-    rnn = steep(nn.RNN, batch_first=True, bidirectional=True)
-    with torch.no_grad():
-        rnn.weight_hh_l0.zero_()
-    model = Net(rnn)
-    with torch.no_grad():
-        model.head.weight.fill_(1.0)
-    culprit = found(model, torch.zeros(B, T, 1), loss=lambda output, y: output[ROW, 1].sum())
-    assert (culprit.layer, culprit.place) == ("rnn", place(1 + 4, ROW))
-
-
-def test_a_weights_gradient_alone():
-    # 1e20 in and 1e19 back are finite, and so is what goes on back, 1e19 * 1e-30; their product is not.
-    model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
-    with torch.no_grad():
-        for layer, weight in zip(model, (1.0, 1e-30), strict=True):
-            layer.weight.fill_(weight), layer.bias.zero_()
-    culprit = found(model, torch.full((B, 1), 1e20), loss=lambda output, y: (output * 1e19).sum())
-    assert (culprit.layer, culprit.place) == ("1", place(None))
-    assert str(culprit) == "the gradient of weight '1.weight' is inf"
-
-
-def test_a_loss_whose_slope_is_infinite():
-    model = nn.Linear(1, 1)
-    y = torch.zeros(B, 1)
-
-    def loss(output, y):
-        return (output[ROW] * 0).abs().sqrt().sum()
-
-    culprit = found(model, torch.ones(B, 1), y, loss)
-    assert culprit.layer is None
-    assert culprit.place.row == ROW
-    assert "gradient of the loss with respect to the model's output" in str(culprit)
-    assert "sqrt(0)" in culprit.remedy
-
-
-def test_code_between_layers_whose_slope_is_infinite():
-    model = Net(nn.LSTM(2, 3, batch_first=True))
-
-    def between(h):
-        keep = torch.ones_like(h)
-        keep[ROW, STEP] = 0
-        return (h * keep).abs().sqrt() + h
-
-    model.between = between
-    culprit = found(model, torch.randn(B, T, 2))
-    assert (culprit.layer, culprit.place) == ("", place(STEP, ROW))
-    assert "the model (Net) computes itself, after layer 'rnn' (LSTM)" in str(culprit)
 
 
 def test_a_loss_that_is_bad_though_the_output_is_not():
