@@ -17,8 +17,8 @@ NAMES = {
     "recollect.nn": "GRU GRUCell LSTM LSTMCell RNN RNNCell Recurrent convert init",
     "recollect.cells": "cifg_lstm gru lstm mgu peephole_lstm rnn_relu rnn_tanh slstm",
     "recollect.training": """
-        Clipped ClippedValues History HistoryFile Observer ProgressBar clip_by_global_norm clip_by_value detach_state
-        evaluate sliding_windows split_by_time tbptt train
+        Checkpoints Clipped ClippedValues History HistoryFile Observer ProgressBar TensorBoard clip_by_global_norm
+        clip_by_value detach_state evaluate sliding_windows split_by_time tbptt train
     """,
     "recollect.datasets": """
         Series adding digits_rows infer_season_length load names read_series sine_to_cosine write
@@ -31,6 +31,7 @@ ERRORS = {
     "DataError": ValueError,
     "GraphError": ValueError,
     "InputError": ValueError,
+    "MissingPackageError": ImportError,
     "ModelFileError": ValueError,
     "NotFittedError": ValueError,
     "NotYetError": NotImplementedError,

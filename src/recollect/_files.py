@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import tempfile
 from pathlib import Path
@@ -11,8 +12,9 @@ from pathlib import Path
 def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
     """Write ``data`` to ``path`` through a temporary name in the same folder and a rename.
 
-    A reader sees the old file or the new one, never half of either; after a crash at most a stray
-    ``.tmp`` file is left. Text is encoded as UTF-8.
+    A reader sees the old file or the new one, never half of either, and once this returns the new one is
+    on the disk; after a crash at most a stray ``.tmp`` file is left (`remove_leftovers`). Text is encoded
+    as UTF-8.
 
     Raises:
         OSError: the folder does not exist or cannot be written; ``path`` is then as it was.
@@ -34,3 +36,21 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+    _sync_folder(target.parent)
+
+
+def remove_leftovers(path: str | os.PathLike[str]) -> None:
+    """Delete the temporary files that a killed ``write_atomically(path, ...)`` left; only its writer may."""
+    target = Path(path)
+    for stray in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        stray.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    # The name is in the folder, not in the file: without this a crash of the machine can bring the old one back.
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -58,6 +58,10 @@ class TrainingError(RecollectError, RuntimeError):
     """Training cannot start or cannot go on."""
 
 
+class MissingPackageError(RecollectError, ImportError):
+    """An optional package is not installed; says how to install it."""
+
+
 class DataError(RecollectError, ValueError):
     """A table, column or series cannot be used as it is."""
 

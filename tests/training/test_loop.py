@@ -235,11 +235,29 @@ def test_frozen_parameters_count_in_no_norm():
     assert history.gradient_norm == pytest.approx([math.sqrt(8)] * 3)
 
 
-def test_a_loss_that_is_not_finite_says_where_and_what_to_do():
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_loss_that_is_not_finite_skips_the_step(accumulate):
+    model, events = Scalar(0.0), Events()
+    batches = pairs(1.0, 1.0, 1.0, math.nan, 1.0, 1.0)
+    history = train(model, batches, loss=MSE, optimizer=sgd(model), epochs=1, accumulate=accumulate, observers=[events])
+    good = {1: 5, 2: 2}[accumulate]
+    assert model.weight.item() == 1 - 0.5**good
+    assert history.skipped_steps == [1]
+    assert history.train_loss == [sum(0.25**step for step in range(good)) / good]
+    assert history.clipped_fraction == [1 / (good + 1)]
+    assert history.gradient_norm == [sum(2 * 0.5**step for step in range(good)) / good]
+    skipped = [event for event in events.seen if event[0] == "step" and event[4] == 0.0]
+    assert [event[1] for event in skipped] == [3 // accumulate]
+    assert math.isnan(skipped[0][2])
+    assert math.isnan(skipped[0][3])
+
+
+def test_an_epoch_of_skipped_steps_has_no_mean():
     model = Scalar(0.0)
-    with pytest.raises(TrainingError, match=r"nan in epoch 1, step 2.*lower the learning rate"):
-        train(model, pairs(1.0, math.nan), loss=MSE, optimizer=sgd(model), epochs=2)
-    assert model.weight.item() == 0.5
+    history = train(model, pairs(math.nan), loss=MSE, optimizer=sgd(model), epochs=2)
+    assert history.skipped_steps == [1, 1]
+    assert all(math.isnan(value) for value in (*history.train_loss, *history.gradient_norm))
+    assert model.weight.item() == 0.0
 
 
 def test_a_validation_loss_that_is_not_finite():
@@ -271,9 +289,131 @@ def test_skipped_steps_with_good_ones_between_do_not_end_the_run():
 
 def test_five_in_a_row_across_epochs_end_the_run():
     model = Scalar(1.0)
-    with pytest.raises(TrainingError, match=r"5 steps in a row.*epoch 3, step 1.*lower the learning rate"):
+    message = (
+        r"5 steps in a row.*gradient of the loss with respect to the model's output is nan.*row 0.*"
+        r"epoch 3, step 1.*sqrt\(0\)"
+    )
+    with pytest.raises(TrainingError, match=message):
         train(model, pairs(1.0, 1.0), loss=infinite_slope, optimizer=sgd(model), epochs=9)
     assert model.weight.item() == 1.0
+
+
+class Recorded(torch.optim.SGD):
+    """Keeps the gradients of its steps."""
+
+    def __init__(self, model):
+        super().__init__(model.parameters(), lr=0.1)
+        self.seen = []
+
+    def step(self, closure=None):
+        self.seen.append([parameter.grad.clone() for group in self.param_groups for parameter in group["params"]])
+        return super().step()
+
+
+@pytest.mark.parametrize("sizes", [[4, 4, 4, 4], [3, 1, 5, 2, 7], [2]])
+@pytest.mark.parametrize("accumulate", [1, 2, 3, 10])
+def test_accumulated_gradients_are_those_of_the_joined_batches(sizes, accumulate):
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        (torch.randn(n, 5, 3, generator=generator).double(), torch.randn(n, 4, generator=generator).double())
+        for n in sizes
+    ]
+    groups = [batches[i : i + accumulate] for i in range(0, len(batches), accumulate)]
+    joined = [tuple(torch.cat(parts) for parts in zip(*group, strict=True)) for group in groups]
+
+    class Last(nn.LSTM):
+        def forward(self, x):
+            return super().forward(x)[0][:, -1]
+
+    runs = []
+    for data, size in ((batches, accumulate), (joined, 1)):
+        torch.manual_seed(0)
+        model = Last(3, 4, batch_first=True, dtype=torch.float64)
+        optimizer = Recorded(model)
+        history = train(model, data, loss=MSE, optimizer=optimizer, epochs=2, max_norm=0.3, accumulate=size)
+        runs.append((optimizer.seen, list(model.parameters()), history.train_loss, history.gradient_norm))
+    assert len(runs[0][0]) == 2 * len(groups)
+    torch.testing.assert_close(runs[0], runs[1], rtol=1e-12, atol=1e-12)
+
+
+def test_steps_and_their_number_are_those_of_the_optimizer():
+    model, events = Scalar(0.0), Events()
+    train(model, pairs(*[1.0] * 5), loss=MSE, optimizer=sgd(model), epochs=1, accumulate=2, observers=[events])
+    assert events.seen[0] == ("begin", 1, 3)
+    assert [event[1] for event in events.seen if event[0] == "step"] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("per", "rates"), [("epoch", [0.25, 0.125, 0.0625]), ("step", [0.0625, 0.015625, 0.00390625])])
+def test_a_scheduler_steps_once_an_epoch_or_once_a_step(per, rates):
+    model = Scalar(0.0)
+    optimizer = sgd(model)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    history = train(
+        model,
+        pairs(1.0, 1.0),
+        loss=MSE,
+        optimizer=optimizer,
+        epochs=3,
+        scheduler=scheduler,
+        scheduler_per=per,
+    )
+    assert history.learning_rate == rates
+    assert scheduler.last_epoch == {"epoch": 3, "step": 6}[per]
+
+
+def test_a_skipped_step_is_none_of_the_schedulers():
+    model = Scalar(0.0)
+    optimizer = sgd(model)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    batches = pairs(1.0, math.nan, 1.0)
+    train(model, batches, loss=MSE, optimizer=optimizer, epochs=1, scheduler=scheduler, scheduler_per="step")
+    assert scheduler.last_epoch == 2
+
+
+def test_reduce_on_plateau_follows_the_validation_loss():
+    # The weight goes to 1; the validation loss around 0.5 falls in epoch 1 and rises from then on.
+    model = Scalar(0.0)
+    optimizer = sgd(model)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
+    history = train(
+        model,
+        pairs(1.0),
+        loss=MSE,
+        optimizer=optimizer,
+        epochs=4,
+        scheduler=scheduler,
+        validation=pairs(0.5),
+    )
+    assert history.best_epoch == 0
+    assert history.learning_rate == [0.25, 0.25, 0.125, 0.0625]
+
+
+def scheduled(make):
+    def arguments(model):
+        optimizer = sgd(model)
+        return {"optimizer": optimizer, "scheduler": make(optimizer)}
+
+    return arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "more", "message"),
+    [
+        (scheduled(torch.optim.lr_scheduler.ReduceLROnPlateau), {}, "validation"),
+        (
+            scheduled(torch.optim.lr_scheduler.ReduceLROnPlateau),
+            {"scheduler_per": "step", "validation": pairs(1.0)},
+            "once an epoch",
+        ),
+        (scheduled(lambda _: torch.optim.lr_scheduler.StepLR(sgd(Scalar()), 1)), {}, "another optimizer"),
+        (scheduled(lambda _: "cosine"), {}, "none of PyTorch's"),
+        (scheduled(lambda _: None), {"scheduler_per": "batch"}, "'epoch' or 'step'"),
+    ],
+)
+def test_schedulers_that_cannot_be_used(arguments, more, message):
+    model = Scalar()
+    with pytest.raises(InputError, match=message):
+        train(model, pairs(1.0), loss=MSE, epochs=1, **arguments(model), **more)
 
 
 @pytest.mark.parametrize(
@@ -283,6 +423,7 @@ def test_five_in_a_row_across_epochs_end_the_run():
         ({"epochs": True}, "epochs"),
         ({"max_norm": 0}, "max_norm"),
         ({"patience": 2}, "validation"),
+        ({"accumulate": 0}, "accumulate"),
         ({"patience": 0, "validation": pairs(1.0)}, "patience"),
         ({"seed": -1}, "seed"),
         ({"batches": iter(pairs(1.0))}, "only once"),

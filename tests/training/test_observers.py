@@ -1,28 +1,23 @@
-"""Observers: the file is whole at every moment, and the bar keeps out of logs."""
+"""The progress bar: it says what matters, and keeps out of logs."""
 
 import io
-import json
 import math
 
 import pytest
-import torch
 from rich.console import Console
-from torch import nn
 
-from recollect import _files
-from recollect.errors import InputError
-from recollect.training import Clipped, History, HistoryFile, ProgressBar, train
+from recollect.training import Clipped, History, ProgressBar
 
 STEP = Clipped(norm=2.0, scale=0.5, clipped=True, finite=True)
 
 
-def history(epochs, best_epoch=None):
+def history(epochs, best_epoch=None, skipped=0):
     return History(
         train_loss=[0.5] * epochs,
         validation_loss=[] if best_epoch is None else [0.25] * epochs,
         gradient_norm=[math.nan] * epochs,
         clipped_fraction=[0.1] * epochs,
-        skipped_steps=[0] * epochs,
+        skipped_steps=[skipped] * epochs,
         seconds=[1.0] * epochs,
         best_epoch=best_epoch,
     )
@@ -35,48 +30,6 @@ def play(observer, epochs, steps=2, best_epoch=None):
             observer.on_step(step, 0.5, STEP)
         observer.on_epoch(epoch, history(epoch + 1, best_epoch))
     observer.on_train_end(history(epochs, best_epoch))
-
-
-def test_history_file_holds_the_history_as_strict_json(tmp_path):
-    path = tmp_path / "history.json"
-    model = nn.Linear(1, 1)
-    batches = [(torch.ones(4, 1), torch.zeros(4, 1))]
-    done = train(
-        model,
-        batches,
-        loss=nn.functional.mse_loss,
-        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
-        epochs=3,
-        validation=batches,
-        observers=[HistoryFile(path)],
-    )
-    assert History(**json.loads(path.read_text())) == done
-    assert [entry.name for entry in tmp_path.iterdir()] == ["history.json"]
-
-
-def test_nan_is_null():
-    assert json.loads(history(2).to_json())["gradient_norm"] == [None, None]
-
-
-def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path, monkeypatch):
-    path = tmp_path / "history.json"
-    observer = HistoryFile(path)
-    observer.on_epoch(0, history(1))
-    before = path.read_text()
-
-    def crash(source, target):
-        raise OSError("the disk is gone")
-
-    monkeypatch.setattr(_files.os, "replace", crash)
-    with pytest.raises(OSError, match="the disk is gone"):
-        observer.on_epoch(1, history(2))
-    assert path.read_text() == before
-    assert [entry.name for entry in tmp_path.iterdir()] == ["history.json"]
-
-
-def test_a_folder_that_is_missing_is_noticed_before_training(tmp_path):
-    with pytest.raises(InputError, match="folder that exists"):
-        HistoryFile(tmp_path / "nowhere" / "history.json")
 
 
 @pytest.mark.parametrize("forced", [False, True])
@@ -124,3 +77,35 @@ def play_rest(bar, steps):
         bar.on_epoch(epoch, history(epoch + 1))
     assert bar._progress.finished
     bar.on_train_end(history(4))
+
+
+def test_skipped_steps_are_reported():
+    file = io.StringIO()
+    bar = ProgressBar(Console(file=file, width=150))
+    bar.on_train_begin(2, 10)
+    bar.on_epoch(0, history(1, skipped=3))
+    bar.on_train_end(history(2, skipped=3))
+    first, last = file.getvalue().splitlines()
+    assert first.endswith("clip 10%  skipped 3")
+    assert last.endswith("; skipped 6 steps whose loss or gradient was not finite")
+
+
+@pytest.mark.parametrize(
+    ("step", "line"), [(0, "resumed after epoch 2 of 4"), (1, "resumed after epoch 2, step 1 of 4")]
+)
+@pytest.mark.parametrize("steps", [2, None])
+def test_a_resumption_is_one_line_and_the_bar_goes_on_from_there(step, line, steps):
+    for file in (io.StringIO(), Terminal()):
+        bar = ProgressBar(Console(file=file, force_terminal=file.isatty(), force_interactive=file.isatty(), width=150))
+        bar.on_train_begin(4, steps)
+        bar.on_resume(2, step, history(2))
+        assert f"{line} epochs" in file.getvalue()
+        if file.isatty():
+            for done in range(step, steps or 2):
+                bar.on_step(done, 0.5, STEP)
+            bar.on_epoch(2, history(3))
+            for done in range(steps or 2):
+                bar.on_step(done, 0.5, STEP)
+            bar.on_epoch(3, history(4))
+            assert bar._progress.finished
+        bar.on_train_end(history(4))

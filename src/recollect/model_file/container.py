@@ -20,7 +20,8 @@ JSON: sorted keys, no spaces, ASCII only. Its keys:
 ``format``
     1. A reader refuses a greater number.
 ``kind``
-    ``"module"`` for ``recollect.save``, ``"forecaster"`` for ``Forecaster.save``.
+    ``"module"`` for ``recollect.save``, ``"forecaster"`` for ``Forecaster.save``, ``"checkpoint"`` for
+    ``recollect.training.train``.
 ``sha256``
     64 hexadecimal digits over, in this order: the canonical JSON of all the other keys, a newline, then
     for each tensor in the order of its name the canonical JSON of ``[name, dtype, shape]``, a newline and
@@ -109,7 +110,11 @@ def require_kind(header: Mapping[str, Any], kind: str, path: str | os.PathLike[s
         ModelFileError: ``header["kind"]`` is not ``kind``.
     """
     if header["kind"] != kind:
-        readers = {"module": "recollect.load", "forecaster": "recollect.Forecaster.load"}
+        readers = {
+            "module": "recollect.load",
+            "forecaster": "recollect.Forecaster.load",
+            "checkpoint": "recollect.training.train(..., checkpoint=path)",
+        }
         raise ModelFileError(
             f"{Path(path).name} holds another kind of model",
             given=repr(header["kind"]),

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+
+from recollect.training.clip import Clipped
 
 
 @dataclass
@@ -14,11 +13,14 @@ class History:
     """One entry per finished epoch in every list; ``best_epoch`` indexes them, so it counts from 0.
 
     Attributes:
-        train_loss: mean over the epoch's samples, measured while the weights were changing.
+        train_loss: mean over the epoch's samples, measured while the weights were changing; steps whose
+            loss was not finite are left out, NaN if that is all of them.
         validation_loss: mean over the validation samples after the epoch; empty without validation.
         gradient_norm: mean global norm before clipping, over the steps in which it was finite; NaN if none.
         clipped_fraction: share of the steps whose gradient was rescaled or dropped.
-        skipped_steps: steps without an update because their gradient was not finite.
+        skipped_steps: steps without an update because their loss or gradient was not finite.
+        learning_rate: of the first parameter group, after the epoch's last step; a scheduler that steps once
+            an epoch has not changed it yet.
         seconds: wall-clock time, validation included.
         best_epoch: the epoch with the lowest validation loss; None without validation.
     """
@@ -28,17 +30,53 @@ class History:
     gradient_norm: list[float] = field(default_factory=list)
     clipped_fraction: list[float] = field(default_factory=list)
     skipped_steps: list[int] = field(default_factory=list)
+    learning_rate: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     best_epoch: int | None = None
 
-    def to_json(self) -> str:
-        """The fields as a JSON object; NaN, which JSON does not have, becomes null."""
-        return json.dumps(_without_nan(dataclasses.asdict(self)), indent=2, allow_nan=False) + "\n"
+    def epoch(self, index: int) -> dict[str, float]:
+        """The numbers of one epoch by name, without those that the run does not have."""
+        lists = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "best_epoch"}
+        return {name: values[index] for name, values in lists.items() if values}
+
+    def is_out_of_patience(self, patience: int | None) -> bool:
+        """Whether the last ``patience`` epochs all had no lower validation loss than one before them."""
+        if patience is None or self.best_epoch is None:
+            return False
+        return len(self.validation_loss) - 1 - self.best_epoch >= patience
 
 
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _without_nan(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+@dataclass
+class Tally:
+    """Sums over the steps of the epoch under way, from which its entry in the history is made."""
+
+    steps: int = 0
+    loss: float = 0.0
+    samples: int = 0
+    norm: float = 0.0
+    finite: int = 0
+    clipped: int = 0
+    seconds: float = 0.0
+
+    def add(self, loss: float, samples: int, clipped: Clipped) -> None:
+        self.steps += 1
+        self.clipped += clipped.clipped
+        if math.isfinite(loss):
+            self.loss += loss * samples
+            self.samples += samples
+        if clipped.finite:
+            self.norm += clipped.norm
+            self.finite += 1
+
+    def close(self, history: History, validation_loss: float | None, learning_rate: float) -> None:
+        """Add this epoch to ``history``."""
+        history.train_loss.append(self.loss / self.samples if self.samples else math.nan)
+        history.gradient_norm.append(self.norm / self.finite if self.finite else math.nan)
+        history.clipped_fraction.append(self.clipped / self.steps)
+        history.skipped_steps.append(self.steps - self.finite)
+        history.learning_rate.append(learning_rate)
+        history.seconds.append(self.seconds)
+        if validation_loss is not None:
+            if validation_loss < min(history.validation_loss, default=math.inf):
+                history.best_epoch = len(history.validation_loss)
+            history.validation_loss.append(validation_loss)

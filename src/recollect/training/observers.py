@@ -1,17 +1,13 @@
-"""Those who watch a training run: a progress bar, a file, or yours."""
+"""Those who watch a training run: a progress bar, or yours; those that write are in `recollect.training.records`."""
 
 from __future__ import annotations
 
-import os
 import sys
-from pathlib import Path
 from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from recollect._files import write_atomically
-from recollect.errors import InputError
 from recollect.training.clip import Clipped
 from recollect.training.history import History
 
@@ -23,10 +19,20 @@ class Observer(Protocol):
     """
 
     def on_train_begin(self, epochs: int, steps: int | None) -> None:
-        """Training begins; ``steps`` is the number of batches in an epoch, None if it is not known."""
+        """Training begins; ``steps`` is the number of steps in an epoch, None if it is not known."""
+
+    def on_resume(self, epoch: int, step: int, history: History) -> None:
+        """Right after ``on_train_begin``: a checkpoint was loaded, and ``step`` of ``epoch`` comes next.
+
+        What was heard of this step and later ones before the run was interrupted is void.
+        """
 
     def on_step(self, step: int, loss: float, clipped: Clipped) -> None:
-        """The optimiser has made a step; ``loss`` was measured before it."""
+        """The optimiser has made a step; ``loss`` was measured before it.
+
+        With ``clipped.finite`` False it was skipped; ``clipped.norm`` is NaN where it was the loss that was
+        not finite.
+        """
 
     def on_epoch(self, epoch: int, history: History) -> None:
         """An epoch is over, validation included; its numbers are the last in ``history``'s lists."""
@@ -36,7 +42,7 @@ class Observer(Protocol):
 
 
 class ProgressBar(Observer):
-    """A bar with loss, validation loss, gradient norm, share of clipped steps and time left.
+    """A bar with loss, validation loss, gradient norm, shares of clipped and skipped steps, and time left.
 
     Where the output is not a terminal, about ten plain lines a run take its place.
 
@@ -50,7 +56,7 @@ class ProgressBar(Observer):
 
     def on_train_begin(self, epochs: int, steps: int | None) -> None:
         self._epochs = epochs
-        self._advances_by_step = steps is not None
+        self._steps = steps
         # FORCE_COLOR makes rich take any file for a terminal; a bar in a log file is noise.
         if not (self._console.is_interactive and self._console.file.isatty()):
             return
@@ -69,15 +75,22 @@ class ProgressBar(Observer):
         )
         self._progress.start()
 
+    def on_resume(self, epoch: int, step: int, history: History) -> None:
+        within = f", step {step}" if step else ""
+        self._print(f"resumed after epoch {epoch}{within} of {self._epochs} epochs")
+        if self._progress:
+            done = epoch * self._steps + step if self._steps else epoch
+            self._progress.update(self._task, completed=done, epoch=min(epoch + 1, self._epochs))
+
     def on_step(self, step: int, loss: float, clipped: Clipped) -> None:
-        if self._progress and self._advances_by_step:
+        if self._progress and self._steps:
             self._progress.advance(self._task)
 
     def on_epoch(self, epoch: int, history: History) -> None:
         if self._progress:
             self._progress.update(
                 self._task,
-                advance=0 if self._advances_by_step else 1,
+                advance=0 if self._steps else 1,
                 epoch=min(epoch + 2, self._epochs),
                 numbers=_numbers(history, epoch),
             )
@@ -93,35 +106,15 @@ class ProgressBar(Observer):
             return
         shown = finished - 1 if history.best_epoch is None else history.best_epoch
         kept = "" if history.best_epoch is None else f"kept epoch {shown + 1}: "
+        skipped = sum(history.skipped_steps)
+        lost = f"; skipped {skipped} steps whose loss or gradient was not finite" if skipped else ""
         self._print(
             f"trained {finished}/{self._epochs} epochs in {sum(history.seconds):.1f} s; "
-            f"{kept}{_numbers(history, shown)}"
+            f"{kept}{_numbers(history, shown)}{lost}"
         )
 
     def _print(self, line: str) -> None:
         self._console.print(line, soft_wrap=True, highlight=False, markup=False)
-
-
-class HistoryFile(Observer):
-    """Writes the history as JSON after every epoch; a reader sees a whole file or none.
-
-    Args:
-        path: the file; its folder must exist.
-
-    Raises:
-        InputError: the folder does not exist.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = Path(path)
-        # Now, rather than after the first epoch has been paid for.
-        if not self._path.parent.is_dir():
-            raise InputError(
-                "the history cannot be written", given=str(path), expected="a path in a folder that exists"
-            )
-
-    def on_epoch(self, epoch: int, history: History) -> None:
-        write_atomically(self._path, history.to_json())
 
 
 def _numbers(history: History, epoch: int) -> str:
@@ -131,4 +124,6 @@ def _numbers(history: History, epoch: int) -> str:
         parts.append(f"val {history.validation_loss[epoch]:.3g}")
     parts.append(f"grad {history.gradient_norm[epoch]:.3g}")
     parts.append(f"clip {history.clipped_fraction[epoch]:.0%}")
+    if history.skipped_steps[epoch]:
+        parts.append(f"skipped {history.skipped_steps[epoch]}")
     return "  ".join(parts)
