@@ -127,7 +127,7 @@ def _recurrent_double_backward(
     cell: str,
     layout: Sequence[int],
 ) -> list[Tensor]:
-    """Gradients of the inputs of `_recurrent_backward` numbered ``needed`` among ``(*grads, x, *states, *parameters)``."""
+    """Gradients of the inputs of `_recurrent_backward` numbered ``needed``: ``(*grads, x, *states, *parameters)``."""
     with _recorded():
         inputs, outer = _leaves((x, *states, *parameters)), _leaves(grads)
         results = _results(inputs, lengths, resets, len(states), noise, cell, layout)
