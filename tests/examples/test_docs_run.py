@@ -63,6 +63,7 @@ def test_page(page, monkeypatch, tmp_path):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # small sizes: more threads only wait for each other on a machine that does other work too
     variables: dict[str, Any] = {"__name__": "__main__"}
     found = blocks(page)
     for place, block in enumerate(found):
