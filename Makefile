@@ -3,14 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: venv demo test lint bench clean
+.PHONY: venv demo test lint bench docs clean
 
 venv: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt torch
-	$(BIN)/pip install --quiet -c constraints.txt -e . pytest hypothesis pandas onnx ruff pyright
+	$(BIN)/pip install --quiet -c constraints.txt -e . pytest hypothesis pandas onnx ruff pyright pdoc latex2mathml
 	touch $(STAMP)
 
 demo: venv
@@ -26,6 +26,9 @@ lint: venv
 
 bench: venv
 	$(BIN)/python -m benchmarks
+
+docs: venv
+	$(BIN)/python docs/reference.py
 
 clean:
 	rm -rf .venv out dist

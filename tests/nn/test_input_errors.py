@@ -103,6 +103,7 @@ SIZES = [0, -1, 2.0, "3", True]
 CONSTRUCTIONS = {
     **{f"hidden_size={size!r}": (lambda size=size: nn.LSTM(3, size), ["hidden_size", str(size)]) for size in SIZES},
     **{f"input_size={size!r}": (lambda size=size: nn.GRU(size, 5), ["input_size", str(size)]) for size in SIZES},
+    "a complex dtype": (lambda: nn.LSTM(3, 5, dtype=torch.complex64), ["real numbers", "complex64"]),
     "num_layers=0": (lambda: nn.RNN(3, 5, num_layers=0), ["num_layers", "0"]),
     "dropout=2": (lambda: nn.LSTM(3, 5, 2, dropout=2), ["dropout", "2", "0 to 1"]),
     "dropout=-0.1": (lambda: nn.LSTM(3, 5, 2, dropout=-0.1), ["dropout", "-0.1"]),

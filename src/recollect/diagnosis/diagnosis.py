@@ -87,9 +87,9 @@ def diagnose(
       returned it (of a tuple that the loss cannot take, the first tensor), the target perhaps None;
     - else, with a target, the mean squared error if that holds floating-point numbers and the
       cross-entropy if it holds classes;
-    - else, for a bare layer, the sum over rows of <v, h_n>, where h_n is each direction's final state of
+    - else, for a bare layer, the sum over rows of ⟨v, h_n⟩, where h_n is each direction's final state of
       the top level and v a fixed unit vector;
-    - else the sum over rows of <v, output>.
+    - else the sum over rows of ⟨v, output⟩.
 
     In the second and fourth case the output is the first tensor that the model returns, and outputs and
     targets that have the time axis are cut to each row's last valid step: it is known by B and T of the

@@ -264,12 +264,12 @@ class _Recorder(TorchDispatchMode):
         elif op.removeprefix("_").split("_")[-1] in _ACROSS_UNITS:
             remedy = "a step is elementwise: it may not reduce or normalise across units or rows"
         else:
-            remedy = "write it with the operations listed"
+            remedy = None
         raise CellError(
             f"{self.title} uses {op!r}, which has no row in the table of operations",
             given=f"{op}{self.quote()}",
-            expected=ops.listing(),
-            remedy=remedy,
+            expected=None if remedy else ops.listing(),  # the list helps only who could have written it otherwise
+            remedy=remedy or "write it with the operations listed",
         )
 
 

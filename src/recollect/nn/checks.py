@@ -51,6 +51,12 @@ def check_resets(resets: Any, x: torch.Tensor | PackedSequence) -> torch.Tensor:
     return flags.to(rows_of(x).device)
 
 
+def check_dtype(dtype: torch.dtype | None) -> None:
+    """Raise InputError unless parameters can be made in it."""
+    if dtype is not None and not dtype.is_floating_point:
+        raise InputError("a recurrent layer holds real numbers", given=dtype, expected="torch.float32 or the like")
+
+
 def check_flags(**flags: object) -> None:
     """Raise InputError unless every flag is a truth value; a number in its place is a slip, as torch.nn has it."""
     for name, flag in flags.items():

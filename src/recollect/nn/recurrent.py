@@ -20,6 +20,7 @@ from recollect.nn import compiled
 from recollect.nn.checks import (
     as_parameters,
     autocast_is_on,
+    check_dtype,
     check_flags,
     check_input,
     check_probability,
@@ -110,6 +111,7 @@ class Recurrent(nn.Module):
         check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         check_flags(bias=bias, batch_first=batch_first, bidirectional=bidirectional,
                     learned_initial_state=learned_initial_state)  # fmt: skip
+        check_dtype(dtype)
         _check_projection(cell, hidden_size, proj_size)
         self.cell = cell
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers

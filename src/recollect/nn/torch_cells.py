@@ -21,6 +21,7 @@ from recollect.nn import compiled
 from recollect.nn.checks import (
     as_parameters,
     autocast_is_on,
+    check_dtype,
     check_flags,
     check_input,
     check_sizes,
@@ -45,6 +46,7 @@ class _TorchCell(nn.Module):
         super().__init__()
         check_sizes(input_size=input_size, hidden_size=hidden_size)
         check_flags(bias=bias)
+        check_dtype(dtype)
         self.cell, self.input_size, self.hidden_size, self.bias = cell, input_size, hidden_size, bias
         rows = len(cell.gates) * hidden_size
         shapes = {"weight_ih": (rows, input_size), "weight_hh": (rows, hidden_size)}
