@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from faulty_models import ROW, STEP, B, Loop, Net, T, cell_layers, found, layers, place
 from torch import nn
@@ -79,6 +81,33 @@ def test_a_weights_gradient_alone():
     culprit = found(model, torch.full((B, 1), 1e20), loss=lambda output, y: (output * 1e19).sum())
     assert (culprit.layer, culprit.place) == ("1", place(None))
     assert str(culprit) == "the gradient of weight '1.weight' is inf"
+
+
+@layers
+def test_an_infinite_input_that_the_layer_saturates_at_is_still_the_input(make):
+    # Forward it is hidden by tanh and sigmoid; the gradient of weight_ih is 0 * inf.
+    model = Net(make(1, 3, batch_first=True))
+    with torch.no_grad():
+        model.rnn.weight_ih_l0.fill_(1.0)
+    x = torch.randn(B, T, 1)
+    x[ROW, STEP] = math.inf
+    y = model.rnn(x)[0]
+    assert torch.isfinite(y).all()
+    assert str(found(model, x)) == "the input x is inf at time step 5, row 2 (counted from 0)"
+    assert found(model.rnn, x, loss=lambda output, y: output[0].mean()).place == place(STEP, ROW)
+
+    class Doubled(nn.Module):
+        """Makes the infinity itself."""
+
+        def __init__(self):
+            super().__init__()
+            self.net = model
+
+        def forward(self, x):
+            return self.net(x * 3e38)
+
+    culprit = found(Doubled(), x.clamp(-0.1, 0.1).masked_fill(x.isinf(), 2.0))
+    assert (culprit.layer, culprit.place, culprit.value) == ("", place(STEP, ROW), "inf")
 
 
 def test_a_loss_whose_slope_is_infinite():

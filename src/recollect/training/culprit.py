@@ -96,6 +96,7 @@ class _Watch:
         self._places = Places(model, rows)
         self._forward: list[tuple[_Call, Culprit]] = []
         self._backward: list[tuple[_Call, Culprit]] = []
+        self._given_bad: dict[nn.Module, Culprit] = {}
 
     def run(self, x: Any, y: Tensor, loss: Callable[[Any, Tensor], Tensor]) -> Culprit | None:
         for _, value in _tensors(x):
@@ -112,7 +113,7 @@ class _Watch:
             if _is_bad(value):
                 return Culprit("the loss, of a finite output,", _bad_value(value), remedy=_LOOK_AT_LOSS)
             value.backward()
-        return self._first_on_the_way_back() or self._bad_input(x)
+        return self._first_on_the_way_back(x) or self._bad_input(x)
 
     def _bad_input(self, x: Any) -> Culprit | None:
         """Not the first question: what is bad in padding, and masked, reaches nothing."""
@@ -148,6 +149,8 @@ class _Watch:
             # A layer that had made it would have been noted before: it comes from the code between them.
             what = f"what {self._title(parent)} computes itself and gives to {self._title(module)}"
             self._note_forward(call, given, what, what, self._names[parent])
+            for _, culprit in self._forward[call.events :]:
+                self._given_bad.setdefault(module, culprit)
         culprit = Culprit(f"the gradient on its way back through {self._title(module)}", layer=self._names[module])
         return self._watched((args, kwargs), call, culprit, inward=True)
 
@@ -206,7 +209,7 @@ class _Watch:
 
         return note
 
-    def _first_on_the_way_back(self) -> Culprit | None:
+    def _first_on_the_way_back(self, x: Any) -> Culprit | None:
         if not self._backward:
             return None
         call, culprit = self._backward[0]
@@ -215,6 +218,11 @@ class _Watch:
             for other, later in self._backward:
                 if other.module is call.module and later.layer == culprit.layer and later.place != NOWHERE:
                     return self._with_call_as_step(other, later)
+            # Only the weight's is bad. It is a product with the layer's input: tanh may have hidden an inf in that.
+            outer_first = (given for module, given in self._given_bad.items() if call.module in module.modules())
+            given = next(outer_first, None)
+            if call.module is self._model or given is not None:
+                return self._bad_input(x) or given or culprit
         return self._with_call_as_step(call, culprit)
 
     def _with_call_as_step(self, call: _Call, culprit: Culprit) -> Culprit:
