@@ -14,7 +14,8 @@ from tolerances import GRADIENT, VALUE, assert_bits, assert_equal
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning",  # of torch's compiler
     "ignore:The .grad attribute of a Tensor that is not a leaf",  # the same, after a break of the graph
-    "ignore:recollect runs on the reference",  # all states of a projected layer
+    "ignore:recollect runs on the reference",  # all states of a projected layer; transforms
+    "ignore:`torch.jit.script` is deprecated",  # torch.func's own forward mode uses it
 )  # fmt: skip
 
 LAYERS = {
@@ -237,3 +238,25 @@ def test_second_derivatives_of_the_operator():
     x = torch.randn(4, 2, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(operator, (x, *states))
     assert torch.autograd.gradgradcheck(operator, (x, *states))
+
+
+@pytest.mark.parametrize("what", ["compiled", "exported"])
+def test_a_tangent_is_right_or_refused(what):
+    """Never silently zero, which is what torch makes of an operator that has no forward-mode rule."""
+    layer, x = nn.LSTM(3, 5, dtype=torch.float64), torch.randn(4, 2, 3, dtype=torch.float64)
+    direction = torch.randn_like(x)
+    _, expected = torch.func.jvp(lambda value: layer(value)[0], (x,), (direction,))
+    if what == "compiled":
+        run = torch.compile(lambda value: layer(value)[0], backend="aot_eager")
+        with torch.autograd.forward_ad.dual_level():
+            y = run(torch.autograd.forward_ad.make_dual(x, direction))
+            assert_equal(torch.autograd.forward_ad.unpack_dual(y).tangent, expected, GRADIENT)
+        assert_equal(torch.func.jvp(run, (x,), (direction,))[1], expected, GRADIENT)
+        return
+    program = torch.export.export(layer, (x,)).module()
+    with pytest.raises(recollect.errors.NotYetError, match="forward-mode"):
+        torch.func.jvp(lambda value: program(value)[0], (x,), (direction,))
+    with pytest.raises(RuntimeError):
+        torch.func.grad(lambda value: program(value)[0].sum())(x)
+    with pytest.raises(RuntimeError):
+        torch.func.vmap(lambda value: program(value)[0])(x.unsqueeze(0))

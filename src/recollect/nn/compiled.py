@@ -17,9 +17,11 @@ from itertools import accumulate
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
 from recollect.cells.cell import Cell
+from recollect.errors import NotYetError
 from recollect.nn.checks import rows_of
 from recollect.nn.stack import Stack
 
@@ -79,6 +81,11 @@ def _recurrent(
     cell: str,
     layout: Sequence[int],
 ) -> list[Tensor]:
+    if forward_ad._current_level >= 0:  # torch would take a tangent of zeros for granted
+        raise NotYetError(
+            "forward-mode differentiation does not pass the operator of an exported layer",
+            remedy="differentiate the layer itself, which can, or backward",
+        )
     given = {each.untyped_storage().data_ptr() for each in (x, *states)}
     # An operator's results are memory of its own: without a valid step, a final state is the initial one.
     return [
