@@ -25,9 +25,10 @@ def _poison():
 
     lend = buffers.Buffer.__init__
 
-    def lend_poisoned(self, *args, **kwargs):
-        lend(self, *args, **kwargs)
-        self.data.fill_(torch.nan)
+    def lend_poisoned(self, dtype, parts, data=None):
+        lend(self, dtype, parts, data)
+        if data is None:
+            self.data.fill_(torch.nan)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "empty", poisoned(torch.empty))

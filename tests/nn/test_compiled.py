@@ -8,6 +8,7 @@ from torch.export import Dim
 
 import recollect
 from recollect import cells, nn
+from recollect.engine import autograd
 from recollect.nn import compiled
 from tolerances import GRADIENT, VALUE, assert_bits, assert_equal
 
@@ -158,6 +159,18 @@ def test_an_error_of_ours_comes_through():
         layer(torch.randn(4, 2, 3), torch.tensor([1, 9]))
 
 
+def test_the_backward_pass_does_not_run_the_forward_pass_again(monkeypatch):
+    calls, forward = [], autograd._forward
+    monkeypatch.setattr(autograd, "_forward", lambda *a, **k: calls.append(k["save"]) or forward(*a, **k))
+    layer, x = nn.LSTM(3, 5, 2, bidirectional=True), torch.randn(4, 2, 3)
+    run = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    run(x)[0].sum().backward()
+    assert calls == [True] * 4
+    with torch.no_grad():
+        run(x)
+    assert calls[4:] == [False] * 4, "inference keeps nothing"
+
+
 def test_inductor_takes_it_with_what_surrounds_it():
     torch.manual_seed(0)
     head, layer = torch.nn.Linear(5, 2), nn.LSTM(3, 5)
@@ -206,8 +219,11 @@ def test_export_with_dynamic_batch_and_time(name, how, strict, tmp_path):
 
 @pytest.mark.parametrize("how", ["dense", "lengths", "resets", "no valid step", "empty batch"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_opcheck(name, how):
+def test_opcheck(name, how, monkeypatch):
     """torch's own examination of an operator: schema, aliasing, fake tensors, autograd, dynamic shapes."""
+    # It compares all results of two runs, and a kernel does not write every number of its memory.
+    room = compiled._room_for_memory
+    monkeypatch.setattr(compiled, "_room_for_memory", lambda *arguments: room(*arguments).zero_())
     torch.manual_seed(0)
     layer = LAYERS[name]()
     x, ways = arguments(layer, 4, 0 if how == "empty batch" else 3)
@@ -218,22 +234,27 @@ def test_opcheck(name, how):
     runs = layer.num_layers * layer._directions
     states = [torch.randn(runs, 0 if how == "empty batch" else 3, size, requires_grad=True)
               for size in layer._state_sizes().values()]  # fmt: skip
-    layout = compiled._layout(stack)
+    shape = (layer.cell.text, compiled._layout(stack))
     given = (x.requires_grad_(), [], keywords.get("lengths"), keywords.get("resets"), states, layer._flat_weights(), [])
-    torch.library.opcheck(compiled._recurrent, (*given, layer.cell.text, layout))
-    results = compiled._recurrent(*given, layer.cell.text, layout)
-    grads = [torch.randn_like(each) for each in results]
-    wanted = list(range(1 + len(states) + len(given[5])))
-    torch.library.opcheck(compiled._recurrent_backward, (grads, wanted, *given, layer.cell.text, layout))
+    for tapes in {False, not stack.projected}:
+        torch.library.opcheck(compiled._recurrent, (*given, *shape, tapes))
+        results = compiled._recurrent(*given, *shape, tapes)
+        results, tape = results[: 2 * len(states)], [each.detach() for each in results[2 * len(states) :]]
+        assert bool(tape) == tapes
+        grads = [torch.randn_like(each) for each in results]
+        wanted = list(range(1 + len(states) + len(given[5])))
+        torch.library.opcheck(compiled._recurrent_backward, (grads, wanted, tape, *given, *shape))
 
 
-def test_second_derivatives_of_the_operator():
+@pytest.mark.parametrize("tapes", [False, True])
+def test_second_derivatives_of_the_operator(tapes):
     layer = nn.GRU(2, 3, dtype=torch.float64)
     states = [torch.randn(1, 2, 3, dtype=torch.float64, requires_grad=True)]
 
     def operator(x, state):
         layout = compiled._layout(layer._stack(False))
-        return compiled._recurrent(x, [], None, None, [state], layer._flat_weights(), [], layer.cell.text, layout)
+        arguments = (x, [], None, None, [state], layer._flat_weights(), [], layer.cell.text, layout)
+        return compiled._recurrent(*arguments, tapes)[:2]
 
     x = torch.randn(4, 2, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(operator, (x, *states))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch._C import _functorch, _len_torch_dispatch_stack  # pyright: ignore[reportAttributeAccessIssue]  (no stub)
@@ -12,10 +12,11 @@ from torch.autograd import forward_ad
 from recollect.cells.cell import Cell
 from recollect.engine import reference
 from recollect.engine.buffers import Buffer
-from recollect.engine.llvm.kernels import kernels_for
+from recollect.engine.llvm.kernels import Kernels, kernels_for
 from recollect.engine.llvm.machine import host
 from recollect.engine.llvm.problem import Problem, dense_problem
 from recollect.engine.llvm.team import team
+from recollect.engine.plan import Variant
 from recollect.engine.reference import PLAIN, Extras, Result, Weights
 from recollect.errors import InputError
 
@@ -27,11 +28,18 @@ _ALONE = 1 << 22
 
 def obstacle(x: torch.Tensor) -> str | None:
     """Why llvm cannot serve rows like ``x``, or None where it can."""
+    return _foreign(x) or transformed(x)
+
+
+def _foreign(x: torch.Tensor) -> str | None:
     if x.device.type != "cpu":
         return f"a tensor on {x.device}"
-    if x.dtype not in _DTYPES:
-        return str(x.dtype)
-    return transformed(x)
+    return None if x.dtype in _DTYPES else str(x.dtype)
+
+
+def could_serve(x: torch.Tensor) -> bool:
+    """Whether the kernels could take numbers like those that ``x``, perhaps a compiler's stand-in, stands for."""
+    return _foreign(x) is None
 
 
 def transformed(x: torch.Tensor) -> str | None:
@@ -77,17 +85,73 @@ def run(
     _check(cell, tensors, extras)
     problem = _problem(cell, x, batch_sizes, states[0], extras, reverse)
     if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in tensors):
-        results: Any = _Layer.apply(cell, batch_sizes, extras, reverse, problem, *tensors)
+        results: Any = _Layer.apply(cell, batch_sizes, extras, reverse, problem, None, *tensors)
         wanted = len(problem.plan.outputs)
         return results[:wanted], results[wanted:]
     outputs, final, _ = _forward(problem, tensors, extras, save=False)
     return tuple(outputs), tuple(final)
 
 
+class Kept(NamedTuple):
+    """What a forward pass left behind, as plain tensors, so that another call can have its derivatives.
+
+    Attributes:
+        outputs, final: as `reference.run` returns them.
+        memory: of the kernel.
+    """
+
+    outputs: Sequence[torch.Tensor]
+    final: Sequence[torch.Tensor]
+    memory: torch.Tensor
+
+
+def kernels_of(cell: Cell, dtype: torch.dtype, variant: Variant) -> Kernels:
+    """The kernels that serve such a call."""
+    return kernels_for(cell.graph, cell.gates, cell.states, cell.vectors, _DTYPES[dtype], variant)
+
+
+def run_and_keep(
+    cell: Cell,
+    x: torch.Tensor,
+    batch_sizes: Sequence[int],
+    states: Sequence[torch.Tensor],
+    weights: Weights,
+    extras: Extras,
+    memory: torch.Tensor,
+    *,
+    reverse: bool,
+) -> Kept:
+    """As `run` without autograd, but what the backward pass reads is left in ``memory``; ``x`` has rows."""
+    tensors = (x, *weights[:4], *states, *weights.vectors)
+    _check(cell, tensors, extras)
+    problem = _problem(cell, x, batch_sizes, states[0], extras, reverse)
+    outputs, final, _ = _forward(problem, tensors, extras, save=True, memory=memory)
+    return Kept(outputs, final, memory)
+
+
+def replay(
+    cell: Cell,
+    x: torch.Tensor,
+    batch_sizes: Sequence[int],
+    states: Sequence[torch.Tensor],
+    weights: Weights,
+    extras: Extras,
+    kept: Kept,
+    *,
+    reverse: bool,
+) -> Result:
+    """What `run` returned with these arguments when it was kept, with its derivatives; nothing runs forward."""
+    problem = _problem(cell, x, batch_sizes, states[0], extras, reverse)
+    tensors = (x, *weights[:4], *states, *weights.vectors)
+    results: Any = _Layer.apply(cell, batch_sizes, extras, reverse, problem, kept, *tensors)
+    wanted = len(problem.plan.outputs)
+    return results[:wanted], results[wanted:]
+
+
 def _problem(
     cell: Cell, x: torch.Tensor, batch_sizes: Sequence[int], state: torch.Tensor, extras: Extras, reverse: bool
 ) -> Problem:
-    kernels = kernels_for(cell.graph, cell.gates, cell.states, cell.vectors, _DTYPES[x.dtype], extras.variant)
+    kernels = kernels_of(cell, x.dtype, extras.variant)
     rows, inputs = x.shape
     batch, hidden = state.shape
     workers = team()
@@ -109,13 +173,17 @@ class _Layer(torch.autograd.Function):
         extras: Extras,
         reverse: bool,
         problem: Problem,
+        kept: Kept | None,
         *tensors: Any,
     ) -> Any:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
         ctx.cell, ctx.batch_sizes, ctx.extras, ctx.reverse, ctx.problem = cell, batch_sizes, extras, reverse, problem
-        outputs, final, ctx.memory = _forward(problem, tensors, extras, save=True)
-        return (*outputs, *final)
+        if kept is None:
+            outputs, final, ctx.memory = _forward(problem, tensors, extras, save=True)
+            return (*outputs, *final)
+        ctx.memory = Buffer(kept.memory.dtype, problem.train.parts, kept.memory)
+        return tuple(each.detach() for each in (*kept.outputs, *kept.final))
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> Any:
@@ -127,7 +195,7 @@ class _Layer(torch.autograd.Function):
         return (*[None] * _BEFORE_TENSORS, *found)
 
 
-_BEFORE_TENSORS = 5  # arguments of _Layer.forward before the tensors
+_BEFORE_TENSORS = 6  # arguments of _Layer.forward before the tensors
 
 
 def _is_batched(grad: torch.Tensor | None) -> bool:
@@ -228,7 +296,7 @@ def _given(problem: Problem, extras: Extras) -> tuple[list[int], list[torch.Tens
 
 
 def _forward(
-    problem: Problem, tensors: Sequence[Any], extras: Extras, *, save: bool
+    problem: Problem, tensors: Sequence[Any], extras: Extras, *, save: bool, memory: torch.Tensor | None = None
 ) -> tuple[list[torch.Tensor], list[torch.Tensor], Buffer]:
     """Run the forward kernel: outputs, final states, and the memory that holds what `_backward` reads."""
     x, weight_ih, weight_hh, bias_ih, bias_hh, *rest = _readable(tensors)
@@ -239,14 +307,14 @@ def _forward(
     final = [x.new_empty(problem.batch, problem.width) for _ in plan.states]
     given, alive = _given(problem, extras)
     kernel = problem.train if save else problem.infer
-    memory = Buffer(x.dtype, kernel.parts)
+    buffer = Buffer(x.dtype, kernel.parts, memory)
     kernel.run(
         x.data_ptr(),
         weight_ih.data_ptr(),
         weight_hh.data_ptr(),
         0 if bias_ih is None else bias_ih.data_ptr(),
         0 if bias_hh is None else bias_hh.data_ptr(),
-        *memory.addresses,
+        *buffer.addresses,
         *[each.data_ptr() for each in outputs],
         *[each.data_ptr() for each in initial],
         *[each.data_ptr() for each in final],
@@ -259,7 +327,7 @@ def _forward(
     if problem.begun < problem.batch:  # rows of length 0
         for each, start in zip(final, initial, strict=False):
             each[problem.begun :] = start[problem.begun :]
-    return outputs, final, memory
+    return outputs, final, buffer
 
 
 def _backward(

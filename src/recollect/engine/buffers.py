@@ -27,6 +27,7 @@ class Buffer:
     Args:
         dtype: type of the numbers.
         parts: how it is divided.
+        data: memory of the caller's to divide, which stays the caller's.
 
     Attributes:
         data: all of it, as a flat tensor.
@@ -35,8 +36,12 @@ class Buffer:
 
     __slots__ = ("_key", "addresses", "data")
 
-    def __init__(self, dtype: torch.dtype, parts: Parts) -> None:
+    def __init__(self, dtype: torch.dtype, parts: Parts, data: torch.Tensor | None = None) -> None:
         global _idle_bytes
+        self._key = None
+        if data is not None:
+            self._divide(data, parts)
+            return
         # Sizes in eighths of a power of two: neighbours share buffers and at most an eighth is unused.
         step = max(1024, 1 << max(0, parts.total.bit_length() - 3))
         self._key = (dtype, -(-parts.total // step) * step)
@@ -48,14 +53,17 @@ class Buffer:
         if found is None:
             with torch.inference_mode(False):  # it may be reused in training
                 found = torch.empty(self._key[1], dtype=dtype)
-        self.data = found
-        base, size = found.data_ptr(), dtype.itemsize
+        self._divide(found, parts)
+
+    def _divide(self, data: torch.Tensor, parts: Parts) -> None:
+        self.data = data
+        base, size = data.data_ptr(), data.dtype.itemsize
         self.addresses = [base + start * size for start in parts.starts]
 
     def __del__(self) -> None:
         global _idle_bytes
         data = getattr(self, "data", None)
-        if data is None:
+        if data is None or self._key is None:
             return
         with _lock:
             if _idle_bytes + data.nbytes <= LIMIT:

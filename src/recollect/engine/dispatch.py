@@ -132,6 +132,11 @@ def choose(cell: Cell, x: torch.Tensor, *, projected: bool = False, variant: Var
     return Choice("reference", f"a plain loop in PyTorch, because {why}")
 
 
+def kernels_serve(x: torch.Tensor) -> bool:
+    """Whether llvm serves rows like ``x``, once they are more than a compiler's stand-in."""
+    return _forced in ("auto", "llvm") and autograd.could_serve(x)
+
+
 def run(
     cell: Cell,
     x: torch.Tensor,

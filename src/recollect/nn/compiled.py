@@ -1,9 +1,11 @@
 """A recurrent layer as one operator, for ``torch.compile`` and ``torch.export``.
 
 A traced call is a single node of the graph, whatever the length of the sequence; the cell travels in it as its
-own content, so two users' cells of one name never meet and an exported program needs no source. The operator
-keeps nothing for its backward pass, which runs the layer once more: a kernel's memory has a size that only the
-kernel knows, and a graph wants to know all sizes beforehand.
+own content, so two users' cells of one name never meet and an exported program needs no source.
+
+An operator's results are tensors whose sizes the graph knows beforehand. So what the kernels leave for the
+backward pass is a *tape* of such results, as large as it can become. Where other backends serve there is no
+tape, and the backward pass runs the layer once more.
 
 In eager mode nothing of this is used: a custom operator costs more there, and torch.func cannot pass it.
 """
@@ -21,6 +23,10 @@ from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
 from recollect.cells.cell import Cell
+from recollect.engine import autograd, dispatch, reference
+from recollect.engine.llvm.problem import most_memory
+from recollect.engine.plan import Variant
+from recollect.engine.reference import Extras, Result, Weights
 from recollect.errors import NotYetError
 from recollect.nn.checks import rows_of
 from recollect.nn.stack import Stack
@@ -38,20 +44,17 @@ def run(
     noise: Sequence[Tensor],
 ) -> tuple[list[Any], list[Any]]:
     """What `Stack.run` does, as one node of the graph that is being traced."""
+    rows = rows_of(x)
     packing = [each for each in x[1:] if each is not None] if isinstance(x, PackedSequence) else []
     lengths = None if lengths is None else torch.as_tensor(lengths)
-    results = _recurrent(
-        rows_of(x),
-        packing,
-        lengths,
-        resets,
-        list(states),
-        list(parameters),
-        list(noise),
-        stack.cell.text,
-        _layout(stack),
+    differentiable = torch.is_grad_enabled() and any(each.requires_grad for each in (rows, *states, *parameters))
+    tapes = (
+        differentiable and not torch.compiler.is_exporting() and dispatch.kernels_serve(rows) and not stack.projected
     )
-    outputs, final = results[: -len(states)], results[-len(states) :]
+    arguments = (rows, packing, lengths, resets, list(states), list(parameters), list(noise))
+    results = _recurrent(*arguments, stack.cell.text, _layout(stack), tapes)
+    outputs = results[: _count_outputs(stack, states)]
+    final = results[len(outputs) : len(outputs) + len(states)]
     return [PackedSequence(each, *x[1:]) for each in outputs] if packing else outputs, final
 
 
@@ -69,6 +72,13 @@ def _stack(text: str, layout: tuple[int, ...]) -> Stack:
     return Stack(Cell.from_text(text), num_layers=layout[0], **flags)
 
 
+def _count_outputs(stack: Stack, states: Sequence[Tensor]) -> int:
+    return len(states) if stack.all_states else 1
+
+
+# The operators ----------------------------------------------------------------------------------
+
+
 @torch.library.custom_op("recollect::recurrent", mutates_args=())
 def _recurrent(
     x: Tensor,
@@ -80,35 +90,46 @@ def _recurrent(
     noise: Sequence[Tensor],
     cell: str,
     layout: Sequence[int],
+    tapes: bool,
 ) -> list[Tensor]:
+    """The outputs, the final states and, where ``tapes``, the tape of `Stack.run`."""
     if forward_ad._current_level >= 0:  # torch would take a tangent of zeros for granted
         raise NotYetError(
             "forward-mode differentiation does not pass the operator of an exported layer",
             remedy="differentiate the layer itself, which can, or backward",
         )
-    given = {each.untyped_storage().data_ptr() for each in (x, *states)}
-    # An operator's results are memory of its own: without a valid step, a final state is the initial one.
-    return [
-        each.clone(memory_format=torch.contiguous_format)
-        if each.untyped_storage().data_ptr() in given
-        else each.contiguous()
-        for each in _results((x, *states, *parameters), packing, lengths, resets, len(states), noise, cell, layout)
-    ]
+    recorder = _Recorder(x) if tapes else None
+    inputs = (x, *states, *parameters)
+    results = _results(inputs, packing, lengths, resets, len(states), noise, cell, layout, recorder)
+    # An operator's results are memory of their own: the final state of a row without steps is the initial one.
+    return [*_owned(results), *(recorder.tape if recorder else ())]
 
 
 @_recurrent.register_fake
-def _(x, packing, lengths, resets, states, parameters, noise, cell, layout):
+def _(x, packing, lengths, resets, states, parameters, noise, cell, layout, tapes):
     stack = _stack(cell, tuple(layout))
     directions = 2 if stack.bidirectional else 1
-    kept = states if stack.all_states else states[:1]
+    kept = states[: _count_outputs(stack, states)]
     outputs = [x.new_empty(*x.shape[:-1], directions * state.shape[2]) for state in kept]
-    return [*outputs, *(state.new_empty(state.shape) for state in states)]
+    results = [*outputs, *(state.new_empty(state.shape) for state in states)]
+    if tapes:
+        rows = _rows(x)
+        for layer in range(stack.num_layers):
+            width = x.shape[-1] if layer == 0 else directions * states[0].shape[2]
+            all_states = stack.all_states and layer == stack.num_layers - 1
+            variant = Variant(stack.zoneout, stack.recurrent_dropout, resets is not None, all_states)
+            for _ in range(directions):
+                outputs = [x.new_empty(rows, state.shape[2]) for state in states[: len(states) if all_states else 1]]
+                final = [state.new_empty(state.shape[1:]) for state in states]
+                results += (*outputs, *final, _room_for_memory(stack.cell, x, width, states[0].shape[2], variant))
+    return results
 
 
 @torch.library.custom_op("recollect::recurrent_backward", mutates_args=())
 def _recurrent_backward(
     grads: Sequence[Tensor | None],
     wanted: Sequence[int],
+    tape: Sequence[Tensor],
     x: Tensor,
     packing: Sequence[Tensor],
     lengths: Tensor | None,
@@ -122,12 +143,13 @@ def _recurrent_backward(
     """Gradients of the inputs numbered ``wanted`` among ``(x, *states, *parameters)``."""
     with _recorded():
         inputs = _leaves((x, *states, *parameters))
-        results = _results(inputs, packing, lengths, resets, len(states), noise, cell, layout)
+        player = _Player(tape) if tape else None
+        results = _results(inputs, packing, lengths, resets, len(states), noise, cell, layout, player)
         return _owned(_gradients(results, grads, [inputs[place] for place in wanted]))
 
 
 @_recurrent_backward.register_fake
-def _(grads, wanted, x, packing, lengths, resets, states, parameters, noise, cell, layout):
+def _(grads, wanted, tape, x, packing, lengths, resets, states, parameters, noise, cell, layout):
     return _like((x, *states, *parameters), wanted)
 
 
@@ -161,6 +183,62 @@ def _(seconds, needed, grads, wanted, x, packing, lengths, resets, states, param
     return _like((*grads, x, *states, *parameters), needed)
 
 
+# The tape: of each layer and direction the outputs, the final states and the kernel's memory -----
+
+
+def _rows(x: Tensor) -> Any:
+    """The most rows that a batch can have."""
+    return x.shape[0] if x.dim() == 2 else x.shape[0] * x.shape[1]
+
+
+def _room_for_memory(cell: Cell, x: Tensor, inputs: Any, hidden: Any, variant: Variant) -> Tensor:
+    return x.new_empty(most_memory(autograd.kernels_of(cell, x.dtype, variant), inputs, hidden, _rows(x)))
+
+
+class _Recorder:
+    """Runs each layer and direction on the kernels, and keeps on its tape what the backward pass reads."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.tape: list[Tensor] = []
+        self._x = x
+
+    def __call__(
+        self, cell: Cell, x: Tensor, batch_sizes: Sequence[int], states: Sequence[Tensor], weights: Weights,
+        extras: Extras, *, reverse: bool, label: str,
+    ) -> Result:  # fmt: skip
+        memory = _room_for_memory(cell, self._x, x.shape[1], states[0].shape[1], extras.variant)
+        if x.shape[0]:
+            kept = autograd.run_and_keep(cell, x, batch_sizes, states, weights, extras, memory, reverse=reverse)
+            outputs, final = kept.outputs, kept.final
+        else:
+            outputs, final = reference.run(cell, x, batch_sizes, states, weights, extras, reverse=reverse)
+            final = [each.clone() for each in final]
+        beyond = _rows(self._x) - x.shape[0]  # where there is padding
+        padded = (torch.nn.functional.pad(each, (0, 0, 0, beyond)) if beyond else each for each in outputs)
+        self.tape += (*padded, *final, memory)
+        return tuple(outputs), tuple(final)
+
+
+class _Player:
+    """Gives for each layer and direction what is on the tape, with its derivatives."""
+
+    def __init__(self, tape: Sequence[Tensor]) -> None:
+        self._tape = iter(tape)
+
+    def __call__(
+        self, cell: Cell, x: Tensor, batch_sizes: Sequence[int], states: Sequence[Tensor], weights: Weights,
+        extras: Extras, *, reverse: bool, label: str,
+    ) -> Result:  # fmt: skip
+        outputs = [next(self._tape)[: x.shape[0]] for _ in range(len(states) if extras.all_states else 1)]
+        kept = autograd.Kept(outputs, [next(self._tape) for _ in states], next(self._tape))
+        if not x.shape[0]:
+            return reference.run(cell, x, batch_sizes, states, weights, extras, reverse=reverse)
+        return autograd.replay(cell, x, batch_sizes, states, weights, extras, kept, reverse=reverse)
+
+
+# Parts of the operators --------------------------------------------------------------------------
+
+
 @contextmanager
 def _recorded() -> Iterator[None]:
     """Record for autograd, which inside of an operator is off."""
@@ -182,11 +260,12 @@ def _results(
     noise: Any,
     cell: str,
     layout: Sequence[int],
+    run_layer: _Recorder | _Player | None = None,
 ) -> list[Tensor]:
     """The operator's results as the layer has them."""
     x, rest = inputs[0], inputs[1:]
-    batch = PackedSequence(x, *packing) if packing else x
-    outputs, final = _stack(cell, tuple(layout)).run(batch, lengths, resets, rest[:states], rest[states:], noise)
+    batch, stack = PackedSequence(x, *packing) if packing else x, _stack(cell, tuple(layout))
+    outputs, final = stack.run(batch, lengths, resets, rest[:states], rest[states:], noise, run_layer)
     return [*map(rows_of, outputs), *final]
 
 
@@ -217,42 +296,47 @@ def _cut(flat: Sequence[Any], counts: Sequence[int]) -> list[list[Any]]:
     return [list(flat[end - count : end]) for count, end in zip(counts, ends, strict=True)]
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    x, packing, lengths, resets, states, parameters, noise, ctx.cell, ctx.layout = inputs
-    ctx.counts = (1, len(packing), 1, 1, len(states), len(parameters), len(noise))
-    ctx.save_for_backward(x, *packing, lengths, resets, *states, *parameters, *noise)
+# Their derivatives -------------------------------------------------------------------------------
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
+    x, packing, lengths, resets, states, parameters, noise, ctx.cell, ctx.layout, _ = inputs
+    ctx.results = _count_outputs(_stack(ctx.cell, tuple(ctx.layout)), states) + len(states)
+    tape = output[ctx.results :]
+    ctx.counts = (len(tape), 1, len(packing), 1, 1, len(states), len(parameters), len(noise))
+    ctx.save_for_backward(*tape, x, *packing, lengths, resets, *states, *parameters, *noise)
 
 
 def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
-    (x,), packing, (lengths,), (resets,), states, parameters, noise = _cut(ctx.saved_tensors, ctx.counts)
+    tape, (x,), packing, (lengths,), (resets,), states, parameters, noise = _cut(ctx.saved_tensors, ctx.counts)
     needed = [ctx.needs_input_grad[0], *ctx.needs_input_grad[4], *ctx.needs_input_grad[5]]
     wanted = [place for place, need in enumerate(needed) if need]
     inputs = (x, packing, lengths, resets, states, parameters, noise, ctx.cell, ctx.layout)
-    found = iter(_recurrent_backward(list(grads), wanted, *inputs))
+    found = iter(_recurrent_backward(list(grads[: ctx.results]), wanted, tape, *inputs))
     (dx,), dstates, dparameters = _cut(
         [next(found) if need else None for need in needed], (1, len(states), len(parameters))
     )
-    return dx, [None] * len(packing), None, None, dstates, dparameters, [None] * len(noise), None, None
+    return dx, [None] * len(packing), None, None, dstates, dparameters, [None] * len(noise), None, None, None
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    grads, ctx.wanted, *rest = inputs
-    _setup(ctx, tuple(rest), output)
-    ctx.counts = (len(grads), *ctx.counts)
-    ctx.save_for_backward(*grads, *ctx.to_save)
+    grads, ctx.wanted, tape, x, packing, lengths, resets, states, parameters, noise, ctx.cell, ctx.layout = inputs
+    ctx.tape = len(tape)
+    ctx.counts = (len(grads), 1, len(packing), 1, 1, len(states), len(parameters), len(noise))
+    ctx.save_for_backward(*grads, x, *packing, lengths, resets, *states, *parameters, *noise)
 
 
 def _double_backward(ctx: Any, seconds: Sequence[Tensor | None]) -> tuple[Any, ...]:
     grads, (x,), packing, (lengths,), (resets,), states, parameters, noise = _cut(ctx.saved_tensors, ctx.counts)
-    needed = [*ctx.needs_input_grad[0], ctx.needs_input_grad[2], *ctx.needs_input_grad[6], *ctx.needs_input_grad[7]]
+    needed = [*ctx.needs_input_grad[0], ctx.needs_input_grad[3], *ctx.needs_input_grad[7], *ctx.needs_input_grad[8]]
     places = [place for place, need in enumerate(needed) if need]
     inputs = (x, packing, lengths, resets, states, parameters, noise, ctx.cell, ctx.layout)
     found = iter(_recurrent_double_backward(list(seconds), places, grads, ctx.wanted, *inputs))
     dgrads, (dx,), dstates, dparameters = _cut(
         [next(found) if need else None for need in needed], (len(grads), 1, len(states), len(parameters))
     )
-    nothing = [None] * len(packing), None, None
-    return dgrads, None, dx, *nothing, dstates, dparameters, [None] * len(noise), None, None
+    before, between = (dgrads, None, [None] * ctx.tape), ([None] * len(packing), None, None)
+    return *before, dx, *between, dstates, dparameters, [None] * len(noise), None, None
 
 
 _recurrent.register_autograd(_backward, setup_context=_setup)

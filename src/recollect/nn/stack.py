@@ -5,7 +5,7 @@ A function of tensors alone, so that the module and the operator of `nn.compiled
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from recollect.cells.cell import Cell
 from recollect.engine import dispatch
-from recollect.engine.reference import PLAIN, Extras, Weights
+from recollect.engine.reference import PLAIN, Extras, Result, Weights
 from recollect.nn.checks import rows_of
 from recollect.nn.rows import lay_out
 
@@ -50,6 +50,7 @@ class Stack:
         states: Sequence[torch.Tensor],
         parameters: Sequence[torch.Tensor],
         noise: Sequence[torch.Tensor],
+        run_layer: Callable[..., Result] | None = None,
     ) -> tuple[list[Any], list[torch.Tensor]]:
         """Run all layers.
 
@@ -63,6 +64,7 @@ class Stack:
                 [T, B, features]; for each layer and direction a mask [B, F] of what W_hh multiplies; for each
                 layer and direction and each state how much it keeps, [T, B, its size] or [its size]. Of a
                 PackedSequence [N, ...] in place of [T, B, ...].
+            run_layer: runs one layer in one direction in place of `dispatch.run`.
 
         Returns:
             ``(outputs, final)``: y, followed by the last layer's other states where all are wanted, in the layout
@@ -91,6 +93,7 @@ class Stack:
             return Extras(flags, feed_mask, keep[place] if keep else (), all_states)
 
         data = rows.take(rows_of(x))
+        run = run_layer or dispatch.run
         results: list[tuple[torch.Tensor, ...]] = []
         finals: list[tuple[torch.Tensor, ...]] = []
         for layer in range(self.num_layers):
@@ -99,7 +102,7 @@ class Stack:
             results = []
             for direction in range(directions):
                 place = layer * directions + direction
-                outputs, final = dispatch.run(
+                outputs, final = run(
                     self.cell,
                     data,
                     rows.batch_sizes,

@@ -9,6 +9,7 @@ import ctypes
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 
@@ -181,6 +182,14 @@ class Problem:
             "chunk_stride": stride, "columns": self.columns, "grad_width": self.grad_width,
         }  # fmt: skip
         return Pass(self.kernels.backward(tiling), sizes, names, parts)
+
+
+def most_memory(kernels: Kernels, inputs: int, hidden: int, rows: Any) -> Any:
+    """Numbers that the memory of `Problem.train` does not exceed with so many rows, which may be a symbol."""
+    plan, width = kernels.plan, kernels.tiling(inputs, hidden).width(hidden)
+    once = len(plan.vectors) + len(plan.accumulators) + inputs * len(plan.input_gates)
+    once += hidden * len(plan.recurrent_gates)
+    return width * (once + rows * (len(plan.states) + plan.saved)) + _LINE * (len(plan.states) + 4)
 
 
 @lru_cache(maxsize=128)
