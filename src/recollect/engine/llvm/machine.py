@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import llvmlite.binding as llvm
+from llvmlite.binding import ffi
 
 from recollect.engine.llvm.values import SIZE
 
 # llvmlite compiles under one lock of its own; ours also keeps a kernel from being compiled twice.
 COMPILING = threading.RLock()
+
+
+def _wait_for_compilers() -> None:
+    COMPILING.acquire()
+    ffi.lib._lock.__enter__()
+
+
+def _let_compilers_go_on() -> None:
+    ffi.lib._lock.__exit__()
+    COMPILING.release()
+
+
+# A child has only the thread that forked. A lock that another one held would never be released there, and what
+# LLVM was doing under it would stay half done: so nobody compiles while this process forks.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_wait_for_compilers, after_in_parent=_let_compilers_go_on, after_in_child=_let_compilers_go_on
+    )
 
 
 @dataclass(frozen=True)
