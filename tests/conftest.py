@@ -1,4 +1,4 @@
-"""What holds in every test: fresh memory is full of NaN, and a test leaves no setting behind."""
+"""What holds in every test: fresh memory is full of NaN, and a test leaves no setting or file behind."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ import torch
 
 import recollect
 from recollect.engine import buffers
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _kernels_on_disk(tmp_path_factory):
+    """The session's own: nothing is read from or written to the user's home, by subprocesses neither."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RECOLLECT_CACHE_DIR", str(tmp_path_factory.mktemp("kernels")))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,12 +9,12 @@ import tempfile
 from pathlib import Path
 
 
-def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
+def write_atomically(path: str | os.PathLike[str], data: bytes | str, *, private: bool = False) -> None:
     """Write ``data`` to ``path`` through a temporary name in the same folder and a rename.
 
     A reader sees the old file or the new one, never half of either, and once this returns the new one is
     on the disk; after a crash at most a stray ``.tmp`` file is left (`remove_leftovers`). Text is encoded
-    as UTF-8.
+    as UTF-8. Only the user can read a ``private`` file.
 
     Raises:
         OSError: the folder does not exist or cannot be written; ``path`` is then as it was.
@@ -27,10 +27,10 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
             file.write(payload)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files private; a model or a report is as public as its folder says.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
+        if not private:  # as mkstemp makes files; a model or a report is as public as its folder says
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, target)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):

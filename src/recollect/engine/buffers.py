@@ -6,6 +6,7 @@ the arithmetic at many shapes. Buffers go back to a bounded pool when their last
 
 from __future__ import annotations
 
+import os
 import threading
 
 import torch
@@ -19,6 +20,19 @@ LIMIT = 512 * 2**20
 _lock = threading.RLock()
 _idle: dict[tuple[torch.dtype, int], list[torch.Tensor]] = {}
 _idle_bytes = 0
+
+
+def _start_afresh() -> None:
+    """In a forked child: a thread that is not there may hold the lock, and to write to a page shared with the
+    parent costs more than to get a new one."""
+    global _lock, _idle_bytes
+    _lock = threading.RLock()
+    _idle.clear()
+    _idle_bytes = 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_afresh)
 
 
 class Buffer:
@@ -65,7 +79,11 @@ class Buffer:
         data = getattr(self, "data", None)
         if data is None or self._key is None:
             return
-        with _lock:
-            if _idle_bytes + data.nbytes <= LIMIT:
-                _idle.setdefault(self._key, []).append(data)
-                _idle_bytes += data.nbytes
+        # Never waits: it may run in the middle of anything, under any lock.
+        if _lock.acquire(blocking=False):
+            try:
+                if _idle_bytes + data.nbytes <= LIMIT:
+                    _idle.setdefault(self._key, []).append(data)
+                    _idle_bytes += data.nbytes
+            finally:
+                _lock.release()

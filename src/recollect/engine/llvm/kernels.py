@@ -1,12 +1,12 @@
-"""The compiled kernels of a cell: made at first use, kept for the process."""
+"""The compiled kernels of a cell: made at first use, kept for the process and on disk."""
 
 from __future__ import annotations
 
 import ctypes
 
-from recollect.engine.llvm import backward, forward
-from recollect.engine.llvm.kernel import Kernel, Tiling, make_tiling
-from recollect.engine.llvm.machine import COMPILING, compile_module, host
+from recollect.engine.llvm import backward, cache, forward
+from recollect.engine.llvm.kernel import Tiling, make_tiling
+from recollect.engine.llvm.machine import COMPILING, Code, compile_module, host
 from recollect.engine.plan import Variant, make_plan
 from recollect.graph.graph import Graph
 
@@ -21,11 +21,10 @@ class Function:
         run: calls it with the address of an array of its arguments, each in 64 bits.
     """
 
-    def __init__(self, kernel: Kernel, name: str) -> None:
-        self._code = compile_module(str(kernel.module), host())
-        self.slots = kernel.slots
+    def __init__(self, name: str, slots: tuple[str, ...], code: Code) -> None:
+        self._code, self.slots = code, slots  # the code lives as long as its function
         # ctypes lets go of the interpreter's lock during the call.
-        self.run = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._code.address(name))
+        self.run = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(code.address(name))
 
 
 class Kernels:
@@ -42,6 +41,7 @@ class Kernels:
     ) -> None:
         self.plan = make_plan(graph, gates, states, vectors, variant)
         self.dtype = dtype
+        self._content = (graph.key, gates, states, vectors, dtype, variant)
         self._functions: dict[tuple[object, ...], Function] = {}
 
     def tiling(self, inputs: int, hidden: int) -> Tiling:
@@ -62,12 +62,24 @@ class Kernels:
             with COMPILING:  # whoever waited finds it made
                 found = self._functions.get(key)
                 if found is None:
-                    if key[0] == "forward":
-                        kernel = forward.write(self.plan, tiling, save=bool(key[1]))
-                    else:
-                        kernel = backward.write(self.plan, tiling)
-                    found = self._functions[key] = Function(kernel, str(key[0]))
+                    found = self._functions[key] = self._make(key, tiling)
         return found
+
+    def _make(self, key: tuple[object, ...], tiling: Tiling) -> Function:
+        """Take a kernel from the disk; where it is not there yet, write and compile it and leave it there."""
+        name, machine = str(key[0]), host()
+        place = cache.key(self._content, key, machine)
+        entry = cache.load(place)
+        if entry is None:
+            if name == "forward":
+                kernel = forward.write(self.plan, tiling, save=bool(key[1]))
+            else:
+                kernel = backward.write(self.plan, tiling)
+            # With its slots, so that a kernel from the disk is called without being written.
+            entry = " ".join(kernel.slots).encode() + b"\n" + compile_module(str(kernel.module), machine)
+            cache.store(place, entry)
+        slots, _, code = entry.partition(b"\n")
+        return Function(name, tuple(slots.decode().split()), Code(code, machine))
 
 
 def kernels_for(

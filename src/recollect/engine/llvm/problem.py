@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from recollect.engine.llvm import backward
 from recollect.engine.llvm.kernel import WIDE, given_slots, round_up
 from recollect.engine.llvm.kernels import Function, Kernels
+from recollect.engine.llvm.once import cached_property
 from recollect.engine.llvm.team import Team
 from recollect.engine.llvm.values import SIZE
 

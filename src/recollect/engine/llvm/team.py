@@ -2,6 +2,12 @@
 
 Where torch is loaded its own OpenMP runtime is used, so that one pool of threads serves both. It is
 found among the libraries that the process has mapped; where there is none, kernels run on one thread.
+
+A forked child inherits the pool's memory and none of its threads: whoever enters a region there waits for
+them for ever. Hence two measures. The pool is dissolved before Python forks, so that torch's operations
+work in the child too; both make a new one when they need it. And kernels run on one thread in any process
+that was forked and has not executed a program since: the fork may not have been Python's, or this package
+not have been there to see it, and forked workers share the cores among them anyway.
 """
 
 from __future__ import annotations
@@ -12,6 +18,10 @@ import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+
+_FIRST_PROCESS = os.getpid()
+_PAUSE_HARD = 2  # omp_pause_hard, omp.h: threads are joined and their memory is freed
+_PF_FORKNOEXEC = 0x40  # "forked but didn't exec", include/linux/sched.h
 
 
 @dataclass(frozen=True)
@@ -28,17 +38,18 @@ class Team:
         return wanted if self.parallel else 1
 
 
+def team() -> Team:
+    """The team of this process."""
+    return _find(os.getpid())
+
+
 @lru_cache(maxsize=2)
 def _find(process: int) -> Team:
-    if process != _FIRST_PROCESS:
+    if process != _FIRST_PROCESS or _was_forked():
         return Team(0, 0, 0, "OpenMP does not survive a fork")
     if not sys.platform.startswith("linux"):
         return Team(0, 0, 0, f"no OpenMP runtime is looked for on {sys.platform} yet")
-    maps = Path("/proc/self/maps").read_text()
-    paths = {line.split(maxsplit=5)[5] for line in maps.splitlines() if "gomp" in line and len(line.split()) > 5}
-    # torch ships its own copy; another library's pool would compete with it.
-    for path in sorted(paths, key=lambda path: "torch" not in path):
-        library = ctypes.CDLL(path)
+    for library in _libraries():
         try:
             functions = [getattr(library, name) for name in
                          ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")]  # fmt: skip
@@ -49,9 +60,34 @@ def _find(process: int) -> Team:
     return Team(0, 0, 0, "no OpenMP runtime is loaded")
 
 
-_FIRST_PROCESS = os.getpid()
+def _libraries() -> list[ctypes.CDLL]:
+    """The OpenMP runtimes that are loaded, torch's first."""
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return []
+    paths = {line.split(maxsplit=5)[5] for line in maps.splitlines() if "gomp" in line and len(line.split()) > 5}
+    # torch ships its own copy; another library's pool would compete with it.
+    return [ctypes.CDLL(path) for path in sorted(paths, key=lambda path: "torch" not in path)]
 
 
-def team() -> Team:
-    """The team of this process."""
-    return _find(os.getpid())
+def _was_forked() -> bool:
+    """Whether this process is a copy of another, made perhaps before this package was imported."""
+    try:
+        stat = Path("/proc/self/stat").read_text()
+    except OSError:
+        return False
+    # The ninth field: the kernel's flags of the first thread. The second, in parentheses, may hold anything.
+    return bool(int(stat.rpartition(")")[2].split()[6]) & _PF_FORKNOEXEC)
+
+
+def _dissolve_pools() -> None:
+    """Before a fork. A pool belongs to the thread that entered a region; only the forking one lives in the child."""
+    for library in _libraries():
+        pause = getattr(library, "omp_pause_resource_all", None)  # OpenMP 5.0
+        if pause is not None:
+            pause(_PAUSE_HARD)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_dissolve_pools)

@@ -1,0 +1,458 @@
+"""Kernels on disk: found again by content, never trusted, never fatal."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import os
+import stat
+import subprocess
+import sys
+import warnings
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+import torch
+
+import recollect
+from recollect import cells, nn
+from recollect.engine.llvm import cache, kernels
+from recollect.engine.llvm.machine import Code, compile_module, host
+from recollect.engine.plan import Variant
+from tolerances import assert_bits
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="kernels are kept where files have owners")
+
+KEY = hashlib.sha256(b"some content").hexdigest()
+RETURNS_42 = 'define i64 @"answer"() { ret i64 42 }'
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A directory that is not there yet."""
+    monkeypatch.setenv("RECOLLECT_CACHE_DIR", str(tmp_path / "kept" / "kernels"))
+    return tmp_path / "kept" / "kernels"
+
+
+compile_once = lru_cache(compile_module)  # the cache is tested here, not the compiler
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """A list that grows with every kernel that is compiled."""
+    made = []
+
+    def counting(text, machine):
+        made.append(text)
+        return compile_once(text, machine)
+
+    monkeypatch.setattr(kernels, "compile_module", counting)
+    return made
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def call(monkeypatch, compiled):
+    """Train a layer with kernels that this process does not know; return what it computed."""
+    torch.manual_seed(0)
+    layer, x = nn.RNN(3, 5), torch.randn(4, 2, 3)
+
+    def call_afresh():
+        monkeypatch.setattr(kernels, "_CACHE", {})
+        layer.zero_grad()
+        y, h = layer(x)
+        (y.square().sum() + h.sum()).backward()
+        return [y.detach(), h.detach(), *(each.grad.clone() for each in layer.parameters())]
+
+    with recollect.set_backend("llvm"):
+        yield call_afresh
+
+
+def test_a_known_cell_is_not_compiled_again(folder, compiled, call):
+    first = call()
+    assert len(compiled) == 2  # training and backward
+    assert len(names(folder)) == 2
+    for ours, before in zip(call(), first, strict=True):
+        assert_bits(ours, before)
+    assert len(compiled) == 2
+
+
+def test_it_is_not_even_written(folder, call, monkeypatch):
+    call()
+    for writer in (kernels.forward, kernels.backward):
+        monkeypatch.setattr(writer, "write", None)
+    call()
+
+
+def test_code_from_the_disk_runs(folder):
+    cache.store(KEY, compile_module(RETURNS_42, host()))
+    code = Code(cache.load(KEY), host())
+    assert ctypes.CFUNCTYPE(ctypes.c_int64)(code.address("answer"))() == 42
+
+
+def test_directory_and_files_are_private(folder):
+    before = os.umask(0)
+    try:
+        cache.store(KEY, b"code")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    (path,) = folder.iterdir()
+    assert path.stat().st_mode & 0o077 == 0
+
+
+# The key ------------------------------------------------------------------------------------------
+
+
+def test_whatever_decides_a_kernel_is_in_its_key(monkeypatch):
+    content = (("graph", ("i", "f"), "float32"), ("forward", True, 1), host())
+    keys = [cache.key(*content), cache.key(content[0], ("forward", False, 1), host()), cache.key(*content[:2])]
+    for name in ("__version__", "_WRITER"):
+        with monkeypatch.context() as patch:
+            patch.setattr(cache, name, "other")
+            keys.append(cache.key(*content))
+    for module, name, value in (
+        (cache.llvmlite, "__version__", "0"),
+        (cache.llvm, "llvm_version_info", (1, 2, 3)),
+        (cache.llvm, "get_default_triple", lambda: "other"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, value)
+            keys.append(cache.key(*content))
+    assert len(set(keys)) == len(keys) == 8
+    assert cache.key(*content) == keys[0]
+
+
+PLAIN = Variant()
+
+
+@pytest.mark.parametrize("change", ["cell", "dtype", "size", "variant", "machine"])
+def test_another_kernel_has_another_entry(folder, change, monkeypatch):
+    monkeypatch.setattr(kernels, "_CACHE", {})
+    written = []
+    monkeypatch.setattr(kernels, "compile_module", lambda text, machine: compile_module(RETURNS_42, machine))
+    monkeypatch.setattr(kernels, "Function", lambda name, slots, code: written.append(slots))
+
+    def ask(cell, dtype, hidden, variant=PLAIN):
+        made = kernels.kernels_for(cell.graph, cell.gates, cell.states, cell.vectors, dtype, variant)
+        made.forward(made.tiling(4, hidden), save=True)
+        made.backward(made.tiling(4, hidden))
+
+    ask(cells.rnn_tanh, "float32", 4)
+    first = set(names(folder))
+    assert len(first) == 2
+    if change == "machine":
+        other = type(host())(**{**vars(host()), "features": "+other"})
+        monkeypatch.setattr(kernels, "_CACHE", {})
+        monkeypatch.setattr(kernels, "host", lambda: other)
+        monkeypatch.setattr(kernels, "Code", lambda code, machine: None)
+    ask(
+        cells.rnn_relu if change == "cell" else cells.rnn_tanh,
+        "float64" if change == "dtype" else "float32",
+        999 if change == "size" else 4,
+        Variant(resets=change == "variant"),
+    )
+    assert len(set(names(folder)) - first) == 2
+    assert len(written) == 4
+
+
+def test_the_fingerprint_covers_every_writer(monkeypatch):
+    """One byte more in any file that shapes a kernel is another fingerprint."""
+    read, seen = Path.read_bytes, []
+    monkeypatch.setattr(Path, "read_bytes", lambda path: seen.append(path) or read(path))
+    assert cache._writer() == cache._WRITER
+    assert {"forward.py", "backward.py", "kernel.py", "functions.py", "values.py", "machine.py", "kernels.py"} <= {
+        path.name for path in seen
+    }
+    assert {"plan.py", "arithmetic.py", "activations.py", "graph.py"} <= {path.name for path in seen}
+    found = {cache._writer()}
+    files = set(seen)
+    for changed in files:
+        monkeypatch.setattr(Path, "read_bytes", lambda path, it=changed: read(path) + b" " * (path == it))
+        found.add(cache._writer())
+    assert len(found) == len(files) + 1
+
+
+# Entries that are not what they should be ---------------------------------------------------------
+
+PAYLOAD = bytes(range(256)) * 8
+
+
+def entry(folder):
+    cache.store(KEY, PAYLOAD)
+    assert cache.load(KEY) == PAYLOAD
+    (path,) = folder.iterdir()
+    return path
+
+
+def test_no_flipped_byte_goes_unseen(folder):
+    path = entry(folder)
+    whole = path.read_bytes()
+    for offset in range(0, len(whole), len(whole) // 110):
+        path.write_bytes(whole[:offset] + bytes([whole[offset] ^ 0x40]) + whole[offset + 1 :])
+        assert cache.load(KEY) is None, f"byte {offset}"
+    path.write_bytes(whole)
+    assert cache.load(KEY) == PAYLOAD
+
+
+def test_no_truncation_goes_unseen(folder):
+    path = entry(folder)
+    whole = path.read_bytes()
+    for length in (*range(120), *range(120, len(whole), 37), len(whole) - 1):
+        path.write_bytes(whole[:length])
+        assert cache.load(KEY) is None, f"{length} bytes"
+    path.write_bytes(whole + b"\0")
+    assert cache.load(KEY) is None
+
+
+def test_an_entry_under_another_name_is_refused(folder):
+    path = entry(folder)
+    other = hashlib.sha256(b"other content").hexdigest()
+    path.rename(folder / f"{other}.kernel")
+    assert cache.load(other) is None
+
+
+def _directory(path):
+    path.unlink()
+    path.mkdir()
+    (path / "something").write_text("in it")
+
+
+def _pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _link(path):
+    elsewhere = path.parent / "elsewhere"
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+
+
+def _flip(path):
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1  # in the native code
+    path.write_bytes(data)
+
+
+SPOILED = {
+    "flipped": _flip,
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "empty": lambda path: path.write_bytes(b""),
+    "foreign": lambda path: path.write_text("#!/bin/sh\nexit 1\n"),
+    "object code alone": lambda path: path.write_bytes(compile_module(RETURNS_42, host())),
+    "a directory": _directory,
+    "a pipe": _pipe,
+    "a link": _link,
+    "writable by others": lambda path: path.chmod(0o622),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILED)
+def test_a_spoiled_entry_is_compiled_again_and_replaced(spoil, folder, compiled, call):
+    true = call()
+    paths = list(folder.iterdir())
+    for path in paths:
+        SPOILED[spoil](path)
+    for ours, each in zip(call(), true, strict=True):
+        assert_bits(ours, each)
+    assert len(compiled) == 4
+    call()
+    assert len(compiled) == 4, "the entries were replaced"
+    assert all(path.is_file() and not path.is_symlink() for path in paths)
+
+
+# Directories that cannot be used ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o777])
+def test_a_directory_that_others_can_write_to_is_not_used_and_it_is_said_once(mode, folder, call, compiled):
+    cache.store(KEY, PAYLOAD)
+    folder.chmod(mode)
+    with pytest.warns(UserWarning, match=f"{mode:o}.*mode 700.*RECOLLECT_CACHE_DIR"):
+        call()
+    call()  # warnings are errors here
+    assert cache.load(KEY) is None
+    assert len(compiled) == 4
+    assert names(folder) == [f"{KEY}.kernel"]
+    folder.chmod(0o700)
+    assert cache.load(KEY) == PAYLOAD
+
+
+def test_a_directory_of_somebody_else_is_not_used(folder, monkeypatch):
+    cache.store(KEY, PAYLOAD)
+    me = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: me + 1)
+    with pytest.warns(UserWarning, match=f"belongs to user {me}"):
+        assert cache.load(KEY) is None
+
+
+def _a_file(folder):
+    folder.parent.mkdir()
+    folder.write_text("not a directory")
+
+
+def _below_a_file(folder):
+    folder.parent.write_text("not a directory")
+
+
+def _a_dangling_link(folder):
+    folder.parent.mkdir()
+    folder.symlink_to(folder.parent / "nowhere")
+
+
+@pytest.mark.parametrize("make", [_a_file, _below_a_file, _a_dangling_link])
+def test_where_there_can_be_no_directory_kernels_are_compiled(make, folder, call, compiled):
+    make(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        call()
+    assert len(compiled) == 2
+
+
+@pytest.mark.parametrize(
+    ("function", "code"),
+    [
+        ("mkdir", errno.EROFS),
+        ("open", errno.EACCES),
+        ("fsync", errno.ENOSPC),
+        ("replace", errno.EDQUOT),
+        ("scandir", errno.EIO),
+        ("utime", errno.EROFS),
+    ],
+)
+def test_a_disk_that_refuses_is_no_error(function, code, folder, call, compiled, monkeypatch):
+    if function in ("open", "utime"):
+        call()
+
+    def refuse(*args, **kwargs):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, function, refuse)
+    call()
+    call()
+    if function in ("scandir", "utime"):
+        assert len(compiled) == 2, "what cannot be marked as used, or counted, can be used"
+    else:
+        assert len(compiled) == (6 if function == "open" else 4)
+        monkeypatch.undo()
+        assert not folder.exists() or len(names(folder)) == (2 if function == "open" else 0), "nothing half written"
+
+
+@pytest.mark.parametrize("value", ["", "0", "off", "OFF"])
+def test_it_can_be_switched_off(value, tmp_path, monkeypatch, call, compiled):
+    monkeypatch.setenv("RECOLLECT_CACHE_DIR", value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert cache.directory() is None
+    call()
+    call()
+    cache.clear()
+    assert len(compiled) == 4
+    assert names(tmp_path) == []
+
+
+def test_where_the_directory_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RECOLLECT_CACHE_DIR")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert cache.directory() == tmp_path / ".cache" / "recollect"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert cache.directory() == tmp_path / ".cache" / "recollect"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache.directory() == tmp_path / "xdg" / "recollect"
+    monkeypatch.setenv("RECOLLECT_CACHE_DIR", str(tmp_path / "mine"))
+    assert cache.directory() == tmp_path / "mine"
+
+
+def test_the_suite_does_not_use_the_users_home():
+    assert "RECOLLECT_CACHE_DIR" in os.environ
+    assert str(cache.directory()) == os.environ["RECOLLECT_CACHE_DIR"]
+    assert cache.directory() != Path.home() / ".cache" / "recollect"
+
+
+# Size and clearing --------------------------------------------------------------------------------
+
+
+def test_what_was_not_used_for_longest_goes_first(folder, monkeypatch):
+    keys = [hashlib.sha256(bytes([number])).hexdigest() for number in range(8)]
+    for age, key in enumerate(keys[:6]):
+        cache.store(key, PAYLOAD)
+        os.utime(folder / f"{key}.kernel", (1000 + age, 1000 + age))
+    (folder / "notes.txt").write_text("not an entry" * 10_000)
+    stray = folder / f".{keys[7]}.kernel.abc123.tmp"
+    stray.write_bytes(b"of a process that was killed")
+    os.utime(stray, (0, 0))
+    size = (folder / f"{keys[0]}.kernel").stat().st_size
+    assert cache.load(keys[0]) == PAYLOAD  # used: now the youngest
+    monkeypatch.setattr(cache, "LIMIT", 3 * size)
+    cache.store(keys[6], PAYLOAD)
+    kept = [number for number, key in enumerate(keys) if (folder / f"{key}.kernel").exists()]
+    assert kept == [0, 5, 6]
+    assert not stray.exists()
+    assert (folder / "notes.txt").exists()
+
+
+def test_clearing_deletes_the_kernels_and_nothing_else(folder):
+    cache.clear()  # of nothing
+    entry(folder)
+    others = ["notes.txt", "x.kernel", f"{KEY}.kernel.bak", f"{KEY[:-1]}.kernel"]
+    for name in others:
+        (folder / name).write_text("mine")
+    (folder / f".{KEY}.kernel.k3_x.tmp").write_text("unfinished")
+    cache.clear()
+    assert names(folder) == sorted(others)
+    assert cache.load(KEY) is None
+
+
+# Processes at once --------------------------------------------------------------------------------
+
+CHILD = """
+import sys, torch
+from recollect import nn
+from recollect.engine.llvm import kernels
+compile_module, compiled = kernels.compile_module, []
+def counting(*arguments):
+    compiled.append(1)
+    return compile_module(*arguments)
+kernels.compile_module = counting
+torch.manual_seed(0)
+layer, x = nn.RNN(3, 5), torch.randn(4, 2, 3)
+print("ready", flush=True)
+sys.stdin.readline()
+y, h = layer(x)
+(y.square().sum() + h.sum()).backward()
+results = [y.detach(), h.detach(), *(each.grad for each in layer.parameters())]
+print(len(compiled), *[number.hex() for each in results for number in each.flatten().tolist()])
+"""
+
+
+def test_processes_that_start_at_once_on_an_empty_directory(folder, call, compiled):
+    start = [sys.executable, "-W", "error", "-c", CHILD]
+    pipe = subprocess.PIPE
+    started = [subprocess.Popen(start, stdin=pipe, stdout=pipe, stderr=pipe, text=True) for _ in range(3)]
+    printed = []
+    try:
+        for process in started:
+            assert process.stdout.readline() == "ready\n", process.stderr.read()
+        for process in started:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        for process in started:
+            out, err = process.communicate(timeout=120)
+            assert process.returncode == 0, err
+            printed.append(out.split())
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    assert max(int(count) for count, *_ in printed) == 2
+    assert len(names(folder)) == 2, "two entries, and nothing unfinished"
+    true = [number.hex() for each in call() for number in each.flatten().tolist()]
+    assert not compiled, "what they left is whole"
+    assert all(numbers == true for _, *numbers in printed)
