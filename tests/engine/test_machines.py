@@ -1,27 +1,51 @@
-"""Kernels for other machines of this family: narrower vectors, fewer registers, no fused multiply-add."""
+"""Kernels for other machines: the right numbers from those that this one can run, good assembly for all."""
 
+from __future__ import annotations
+
+import dataclasses
 import platform
+import re
 
+import llvmlite.binding as llvm
 import pytest
 import torch
 
 import recollect
+from assembly import MULTIPLY_ADD, STACK, functions, innermost_loops
 from recollect import cells
-from recollect.engine.llvm import kernels
-from recollect.engine.llvm.machine import Machine
+from recollect.engine.llvm import backward, forward, kernels
+from recollect.engine.llvm.kernel import make_tiling
+from recollect.engine.llvm.machine import assembly, compile_module, host, machine
+from recollect.engine.plan import make_plan
 from tolerances import GRADIENT, assert_equal
 
-MACHINES = {"AVX2": Machine("haswell", "", 32, 12), "SSE2": Machine("x86-64", "", 16, 12)}
+X86, ARM = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"
+AVX2 = {"avx2": True, "fma": True}
+AVX512 = AVX2 | {"avx512f": True, "avx512vl": True}
+MACHINES = {
+    "SSE2": machine(X86, "x86-64", {}),
+    "AVX2 haswell": machine(X86, "haswell", AVX2),
+    "AVX2 znver2": machine(X86, "znver2", AVX2),
+    "AVX-512 skylake": machine(X86, "skylake-avx512", AVX512),
+    "AVX-512 znver4": machine(X86, "znver4", AVX512),
+    "NEON neoverse-n1": machine(ARM, "neoverse-n1", {"neon": True}),
+    "NEON apple-m1": machine("arm64-apple-macosx", "apple-m1", {"neon": True}),
+}
+
+
+# Right numbers ------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the machines are of the x86-64 family")
-@pytest.mark.parametrize("name", MACHINES)
-@pytest.mark.parametrize("cell", ["gru", "peephole_lstm"])
-def test_kernels_for_a_lesser_machine(name, cell, monkeypatch):
-    monkeypatch.setattr(kernels, "host", lambda: MACHINES[name])
+@pytest.mark.parametrize("name", ["AVX2 haswell", "SSE2"])
+@pytest.mark.parametrize(("cell", "inputs"), [("gru", 5), ("peephole_lstm", 13)])
+def test_kernels_for_a_lesser_machine(name, cell, inputs, monkeypatch):
+    if "AVX2" in name and host().vector_bytes < 32:
+        pytest.skip("this machine has no AVX2")
+    monkeypatch.setattr(kernels, "host", lambda: dataclasses.replace(MACHINES[name], triple=""))
     monkeypatch.setattr(kernels, "_CACHE", {})
-    layer = recollect.nn.Recurrent(cells.by_name(cell), 5, 19)
-    x = torch.randn(6, 7, 5, requires_grad=True)
+    layer = recollect.nn.Recurrent(cells.by_name(cell), inputs, 19)
+    x = torch.randn(6, 7, inputs, requires_grad=True)
     found = []
     for backend in ("llvm", "reference"):
         with recollect.set_backend(backend):
@@ -29,3 +53,96 @@ def test_kernels_for_a_lesser_machine(name, cell, monkeypatch):
             found.append([y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])])
     for ours, true in zip(*found, strict=True):
         assert_equal(ours, true, GRADIENT)
+
+
+# Good assembly ------------------------------------------------------------------------------------
+
+_TILE = re.compile(r"(tile|carry|weight_\d|input)(_last)?_(\d)")  # the last digit: its rows
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _targets():
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+
+
+def tile_loops(cell, dtype, machine, vectors_in, vectors_hidden):
+    """The innermost loops of all tiles of a cell's kernels: (tile, rows, instructions)."""
+    plan = make_plan(cell.graph, cell.gates, cell.states, cell.vectors)
+    lanes = machine.lanes(dtype)
+    tiling = make_tiling(plan, machine, dtype, vectors_in * lanes, vectors_hidden * lanes)
+    for kernel in (forward.write(plan, tiling, save=True), backward.write(plan, tiling)):
+        for name, blocks in functions(assembly(str(kernel.module), machine)).items():
+            tile = _TILE.fullmatch(name)
+            if tile:
+                for loop in innermost_loops(blocks):
+                    yield tile[1] + (tile[2] or ""), int(tile[3]), loop
+
+
+def multiply_adds(loop):
+    return sum(bool(MULTIPLY_ADD.match(code)) for code in loop)
+
+
+def check(cell, dtype, machine, vectors_in, vectors_hidden):
+    """Every accumulator of every tile stays in its register, and every address too."""
+    tallest = {}
+    for tile, rows, loop in tile_loops(cells.by_name(cell), dtype, machine, vectors_in, vectors_hidden):
+        spilled = [code for code in loop if STACK.match(code)]
+        assert not spilled, f"{tile} of {rows} rows: {spilled}"
+        count = multiply_adds(loop)
+        assert count
+        assert count % rows == 0
+        tallest[tile] = max(tallest.get(tile, 0), count)
+    assert tallest.keys() >= {"tile", "carry", "input", f"weight_{vectors_in}", f"weight_{vectors_hidden}"}
+    # The tiles are as large as registers allow.
+    tiling = dataclasses.replace(make_tiling(_plan("lstm"), machine, dtype, 1, 1))
+    assert tallest["carry"] == vectors_hidden * tiling.rows(vectors_hidden)
+    assert tallest["input"] == vectors_in * tiling.rows(vectors_in)
+    assert tallest[f"weight_{vectors_hidden}"] == tallest["carry"]
+    assert tallest["carry"] >= 0.6 * machine.accumulators or vectors_hidden == 1
+
+
+def _plan(name):
+    cell = cells.by_name(name)
+    return make_plan(cell.graph, cell.gates, cell.states, cell.vectors)
+
+
+QUICK = [("lstm", "float32", 3, 4), ("gru", "float64", 2, 4), ("rnn_tanh", "float32", 1, 2)]
+CELLS = ["lstm", "gru", "rnn_tanh", "peephole_lstm", "slstm"]
+FULL = [
+    (cell, dtype, *sizes) for cell in CELLS for dtype in ("float32", "float64") for sizes in ((3, 4), (2, 4), (1, 2))
+]
+
+
+@pytest.mark.parametrize("name", MACHINES)
+@pytest.mark.parametrize("case", QUICK, ids=str)
+def test_no_tile_spills(name, case):
+    check(case[0], case[1], MACHINES[name], *case[2:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MACHINES)
+@pytest.mark.parametrize("case", [case for case in FULL if case not in QUICK], ids=str)
+def test_no_tile_of_any_cell_spills(name, case):
+    check(case[0], case[1], MACHINES[name], *case[2:])
+
+
+@pytest.mark.parametrize("name", ["AVX2 haswell", "AVX-512 znver4", "NEON neoverse-n1"])
+def test_a_spill_would_be_seen(name):
+    """Four rows more than fit."""
+    crowded = dataclasses.replace(MACHINES[name], accumulators=MACHINES[name].accumulators + 16)
+    loops = list(tile_loops(cells.lstm, "float32", crowded, 4, 4))
+    assert any(STACK.match(code) for _, _, loop in loops for code in loop)
+
+
+def test_the_host_is_one_of_them():
+    shapes = {(each.vector_bytes, each.accumulators) for each in MACHINES.values()}
+    assert (host().vector_bytes, host().accumulators) in shapes
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_object_code_for_every_machine(name):
+    plan = _plan("lstm")
+    made = forward.write(plan, make_tiling(plan, MACHINES[name], "float32", 4, 4), save=False)
+    code = compile_module(str(made.module), MACHINES[name])
+    assert code[:4] == (b"\xcf\xfa\xed\xfe" if "apple" in name else b"\x7fELF")

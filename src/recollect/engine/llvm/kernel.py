@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from llvmlite import ir
 
 from recollect.engine.llvm.machine import Machine
-from recollect.engine.llvm.values import I64, POINTER, VOID, Emitter, Value
+from recollect.engine.llvm.values import I64, POINTER, SIZE, VOID, Emitter, Value
 from recollect.engine.plan import Plan
 
 # Slots that every kernel begins with: the team, and the layout of the rows. ``offsets`` [T + 1] says where the
@@ -48,6 +48,11 @@ class Tiling:
     def block(self) -> int:
         """Units in a unit block."""
         return self.unit_vectors * self.lanes
+
+    @property
+    def masks_are_free(self) -> bool:
+        """Whether a loop can load through masks at no cost: AVX-512 (vectors of 64 bytes) has registers for them."""
+        return self.lanes * SIZE[self.dtype] == 64
 
     def rows(self, vectors: int) -> int:
         """The tallest tile of so many vectors."""
@@ -227,6 +232,9 @@ class Tile:
         runs: the products.
         masked: ``init`` and ``out`` are only as wide as told.
         from_zero: ``init`` is 0, whatever is passed.
+        masked_loads: so is a transposed ``w``, in every row. By default that is so where it costs nothing;
+            elsewhere whole vectors are read as long as what lies beyond is the next row's (those lanes are
+            not stored), and the last rows are left to a tile that is one vector wide.
     """
 
     def __init__(
@@ -238,9 +246,16 @@ class Tile:
         *,
         masked: bool = False,
         from_zero: bool = False,
+        masked_loads: bool | None = None,
     ) -> None:
         self.rows, self.vectors = kernel.tiling.rows(vectors), vectors
         self.masked, self.from_zero = masked, from_zero
+        self._masked_loads = kernel.tiling.masks_are_free if masked_loads is None else masked_loads
+        self._last_rows: Tile | None = None
+        if runs[0].transposed and not self._masked_loads:
+            self._last_rows = Tile(
+                kernel, f"{name}_last", 1, [Run(0, 1, transposed=True)], masked=True, masked_loads=True
+            )
         # out, its stride, init, its stride, columns; per run: a, its stride, k, w, the stride of w.
         types = [POINTER, I64, POINTER, I64, I64] + [POINTER, I64, I64, POINTER, I64] * len(runs)
         self._functions = [
@@ -248,6 +263,8 @@ class Tile:
         ]
 
     def _write(self, e: Emitter, height: int, runs: Sequence[Run]) -> ir.Function:
+        # By itself, its loop has all registers: inlined, addresses of what surrounds it would crowd the stack.
+        e.function.attributes.add("noinline")
         out, out_stride, init, init_stride, columns = e.arguments[:5]
         grid = [(r, v) for r in range(height) for v in range(self.vectors)]
         masks = [e.mask(columns - v * e.lanes) for v in range(self.vectors)] if self.masked else []
@@ -259,19 +276,26 @@ class Tile:
             return e.load_masked(masks[v], init, at) if self.masked else e.load(init, at)
 
         total = {(r, v): e.variable(e.vector, initial(r, v)) for r, v in grid}
-        for place, run in enumerate(runs):
-            a, a_stride, count, w, w_stride = e.arguments[5 + 5 * place : 10 + 5 * place]
+        for index, run in enumerate(runs):
+            a, a_stride, count, w, w_stride = e.arguments[5 + 5 * index : 10 + 5 * index]
             rows = [e.at(a, r if run.transposed else a_stride * r) for r in range(height)]
             with e.loop(0, count) as k:
                 weights = e.at(w, k * (w_stride if run.transposed else (run.last - run.first) * e.lanes))
-                column = {}
-                for v in range(run.first, run.last):
-                    at = (v - run.first) * e.lanes
-                    column[v] = e.load_masked(masks[v], weights, at) if run.transposed else e.load(weights, at)
-                for r in range(height):
-                    value = e.splat(e.load_one(rows[r], k * a_stride if run.transposed else k))
-                    for v in column:
-                        total[r, v].set(e.fma(value, column[v], total[r, v].get()))
+                place = k * a_stride if run.transposed else k
+                by_mask = run.transposed and self._masked_loads
+                # Loaded where first needed: those of the shorter side stay, those of the longer one pass by.
+                order = [(r, v) for r in range(height) for v in range(run.first, run.last)]
+                if height < run.last - run.first:
+                    order.sort(key=lambda pair: pair[1])
+                numbers: dict[int, Value] = {}
+                vectors: dict[int, Value] = {}
+                for r, v in order:
+                    if r not in numbers:
+                        numbers[r] = e.splat(e.load_one(rows[r], place))
+                    if v not in vectors:
+                        at = (v - run.first) * e.lanes
+                        vectors[v] = e.load_masked(masks[v], weights, at) if by_mask else e.load(weights, at)
+                    total[r, v].set(e.fma(numbers[r], vectors[v], total[r, v].get()))
         for r, v in grid:
             at = out_stride * r + v * e.lanes
             if self.masked:
@@ -298,10 +322,33 @@ class Tile:
             runs: for each, a, its stride, the number of k, w and its stride (of no meaning where w is packed).
             columns: how many columns ``out`` has left, where the tile is masked.
         """
+        columns = columns or e.integer(0)
+        if self._last_rows is None:
+            self._call(e, rows, out, init, columns, *runs)
+            return
+        ((a, a_stride, count, w, w_stride),) = runs
+        beyond = e.most(self.vectors * e.lanes - columns, e.integer(0))
+        whole = e.most(count - (beyond + (w_stride - 1)) // w_stride, e.integer(0))
+        self._call(e, rows, out, init, columns, (a, a_stride, whole, w, w_stride))
+        rest = count - whole
+        with e.when(rest > 0), e.loop(0, columns, e.lanes) as column:
+            place = (e.at(out[0], column), out[1])
+            last = (e.at(a, whole * a_stride), a_stride, rest, e.at(w, whole * w_stride + column), w_stride)
+            self._last_rows._call(e, rows, place, place, columns - column, last)
+
+    def _call(
+        self,
+        e: Emitter,
+        rows: Value,
+        out: tuple[Value, Value],
+        init: tuple[Value, Value],
+        columns: Value,
+        *runs: tuple[Value, Value, Value, Value, Value],
+    ) -> None:
         flat = [value for run in runs for value in run]
         for height, function in enumerate(self._functions, 1):
             with e.when(rows.compare("==", height)):
-                e.call(function, *out, *init, columns or e.integer(0), *flat)
+                e.call(function, *out, *init, columns, *flat)
 
 
 def pack_vectors(e: Emitter, kernel: Kernel, plan: Plan) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import llvmlite.binding as llvm
 from llvmlite.binding import ffi
@@ -43,45 +43,66 @@ class Machine:
         cpu, features: as LLVM names them.
         vector_bytes: width of a vector register.
         accumulators: vectors that a tile may keep in registers, leaving room for its operands.
+        triple: as LLVM names the architecture and system; none for that of this process.
     """
 
     cpu: str
     features: str
     vector_bytes: int
     accumulators: int
+    triple: str = ""
 
     def lanes(self, dtype: str) -> int:
         return self.vector_bytes // SIZE[dtype]
 
 
+def machine(triple: str, cpu: str, features: Mapping[str, bool]) -> Machine:
+    """Choose the shape of vectors and tiles for a machine.
+
+    No tile that fits into ``accumulators`` spills: tests/engine/test_machines.py reads the assembly. There are
+    32 registers with AVX-512 and on AArch64, 16 elsewhere, and without FMA the product takes another one.
+    """
+    if triple.startswith(("aarch64", "arm64")):
+        width, accumulators = 16, 24
+    elif features.get("avx512f") and features.get("avx512vl"):
+        width, accumulators = 64, 24
+    elif features.get("avx2") and features.get("fma"):
+        width, accumulators = 32, 12
+    else:
+        width, accumulators = 16, 10
+    flat = ",".join(f"{'+' if features[name] else '-'}{name}" for name in sorted(features))
+    return Machine(cpu, flat, width, accumulators, triple)
+
+
 @lru_cache(maxsize=1)
 def host() -> Machine:
     """The machine this process runs on."""
-    found = llvm.get_host_cpu_features()
-    width, accumulators = 16, 12
-    if found.get("avx512f") and found.get("avx512vl"):
-        width, accumulators = 64, 24
-    elif found.get("avx2"):
-        width = 32
-    elif found.get("neon"):
-        accumulators = 24
-    return Machine(llvm.get_host_cpu_name(), found.flatten(), width, accumulators)
+    return machine(llvm.get_default_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features())
 
 
 def compile_module(text: str, machine: Machine) -> bytes:
-    """Optimise a module and return it as an object file.
-
-    LLVM's vectorisers and its unroller stay off: the tile is explicit, and they only cost time.
-    """
+    """Optimise a module and return it as an object file."""
     with COMPILING:
         target = _target(machine)
-        module = llvm.parse_assembly(text)
-        module.verify()
-        tuning = llvm.create_pipeline_tuning_options(speed_level=2)
-        tuning.loop_vectorization = tuning.slp_vectorization = tuning.loop_unrolling = False
-        passes = llvm.create_pass_builder(target, tuning)
-        passes.getModulePassManager().run(module, passes)
-        return target.emit_object(module)
+        return target.emit_object(_optimised(text, target))
+
+
+def assembly(text: str, machine: Machine) -> str:
+    """The same as text, to look at."""
+    with COMPILING:
+        target = _target(machine)
+        return target.emit_assembly(_optimised(text, target))
+
+
+def _optimised(text: str, target: llvm.TargetMachine) -> llvm.ModuleRef:
+    """LLVM's vectorisers and its unroller stay off: the tile is explicit, and they only cost time."""
+    module = llvm.parse_assembly(text)
+    module.verify()
+    tuning = llvm.create_pipeline_tuning_options(speed_level=2)
+    tuning.loop_vectorization = tuning.slp_vectorization = tuning.loop_unrolling = False
+    passes = llvm.create_pass_builder(target, tuning)
+    passes.getModulePassManager().run(module, passes)
+    return module
 
 
 class Code:
@@ -97,9 +118,10 @@ class Code:
         return self._engine.get_function_address(name)
 
 
-def _target(machine: Machine) -> Any:
+def _target(machine: Machine) -> llvm.TargetMachine:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    return llvm.Target.from_default_triple().create_target_machine(
+    triple = machine.triple or llvm.get_default_triple()
+    return llvm.Target.from_triple(triple).create_target_machine(
         cpu=machine.cpu, features=machine.features, opt=2, jit=True
     )
