@@ -84,6 +84,26 @@ def test_eight_python_threads_at_once():
         assert_equal(gradient, true_gradient, GRADIENT)
 
 
+@pytest.mark.parametrize("lengths", [None, [(7 * row) % 31 for row in range(29)]], ids=["dense", "lengths"])
+def test_eight_python_threads_with_a_team_each(lengths):
+    """Work that every call divides among threads of its own; each gets the bits that it would get alone."""
+    layer, x = large(cells.lstm, bidirectional=True)
+    torch.set_num_threads(2)
+
+    def work(_=None):
+        leaf = x.clone().requires_grad_()
+        y, _ = layer(leaf, lengths=lengths)
+        with torch.no_grad():
+            silent, _ = layer(x, lengths=lengths)
+        return [y.detach(), silent, *torch.autograd.grad(y.square().sum(), [leaf, *layer.parameters()])]
+
+    expected = work()
+    with ThreadPoolExecutor(8) as pool:
+        for found in pool.map(work, range(24), timeout=120):
+            for mine, alone in zip(found, expected, strict=True):
+                assert_bits(mine, alone)
+
+
 def _in_child(layer, x, expected, result):
     y = layer(x)[0]
     y.sum().backward()
