@@ -171,6 +171,17 @@ def test_the_backward_pass_does_not_run_the_forward_pass_again(monkeypatch):
     assert calls[4:] == [False] * 4, "inference keeps nothing"
 
 
+def test_a_tape_of_another_layer_is_refused():
+    """A kernel gets its address."""
+    layer, x = nn.GRU(3, 5), torch.randn(4, 2, 3)
+    states, shape = [torch.zeros(1, 2, 5)], (layer.cell.text, compiled._layout(layer._stack(False)))
+    given = (x, [], None, None, states, layer._flat_weights(), [])
+    y, _, *tape = compiled._recurrent(*given, *shape, True)
+    tape[-1] = tape[-1][:10]
+    with pytest.raises(recollect.errors.InputError, match="does not fit"):
+        compiled._recurrent_backward([torch.ones_like(y), None], [0], tape, *given, *shape)
+
+
 def test_inductor_takes_it_with_what_surrounds_it():
     torch.manual_seed(0)
     head, layer = torch.nn.Linear(5, 2), nn.LSTM(3, 5)

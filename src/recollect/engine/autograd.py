@@ -81,9 +81,7 @@ def run(
     """Run one layer in one direction; arguments and returns as `reference.run`."""
     if not x.shape[0]:  # every row has length 0: nothing to do, and nothing that a kernel could be given
         return reference.run(cell, x, batch_sizes, states, weights, extras, reverse=reverse)
-    tensors = (x, *weights[:4], *states, *weights.vectors)
-    _check(cell, tensors, extras)
-    problem = _problem(cell, x, batch_sizes, states[0], extras, reverse)
+    problem, tensors = _prepare(cell, x, batch_sizes, states, weights, extras, reverse)
     if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in tensors):
         results: Any = _Layer.apply(cell, batch_sizes, extras, reverse, problem, None, *tensors)
         wanted = len(problem.plan.outputs)
@@ -122,9 +120,7 @@ def run_and_keep(
     reverse: bool,
 ) -> Kept:
     """As `run` without autograd, but what the backward pass reads is left in ``memory``; ``x`` has rows."""
-    tensors = (x, *weights[:4], *states, *weights.vectors)
-    _check(cell, tensors, extras)
-    problem = _problem(cell, x, batch_sizes, states[0], extras, reverse)
+    problem, tensors = _prepare(cell, x, batch_sizes, states, weights, extras, reverse)
     outputs, final, _ = _forward(problem, tensors, extras, save=True, memory=memory)
     return Kept(outputs, final, memory)
 
@@ -141,11 +137,25 @@ def replay(
     reverse: bool,
 ) -> Result:
     """What `run` returned with these arguments when it was kept, with its derivatives; nothing runs forward."""
-    problem = _problem(cell, x, batch_sizes, states[0], extras, reverse)
-    tensors = (x, *weights[:4], *states, *weights.vectors)
+    problem, tensors = _prepare(cell, x, batch_sizes, states, weights, extras, reverse)
     results: Any = _Layer.apply(cell, batch_sizes, extras, reverse, problem, kept, *tensors)
     wanted = len(problem.plan.outputs)
     return results[:wanted], results[wanted:]
+
+
+def _prepare(
+    cell: Cell,
+    x: torch.Tensor,
+    batch_sizes: Sequence[int],
+    states: Sequence[torch.Tensor],
+    weights: Weights,
+    extras: Extras,
+    reverse: bool,
+) -> tuple[Problem, tuple[Any, ...]]:
+    """The sizes of a call and the tensors that its kernels read, which have been checked."""
+    tensors = (x, *weights[:4], *states, *weights.vectors)
+    _check(cell, tensors, extras)
+    return _problem(cell, x, batch_sizes, states[0], extras, reverse), tensors
 
 
 def _problem(

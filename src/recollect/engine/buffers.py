@@ -12,6 +12,7 @@ import threading
 import torch
 
 from recollect.engine.llvm.problem import Parts
+from recollect.errors import InputError
 
 # Memory that is kept while nobody uses it; what would exceed it is freed.
 LIMIT = 512 * 2**20
@@ -43,6 +44,9 @@ class Buffer:
         parts: how it is divided.
         data: memory of the caller's to divide, which stays the caller's.
 
+    Raises:
+        InputError: ``data`` is not that much memory of that type.
+
     Attributes:
         data: all of it, as a flat tensor.
         addresses: where each part begins.
@@ -54,6 +58,12 @@ class Buffer:
         global _idle_bytes
         self._key = None
         if data is not None:
+            if data.dtype != dtype or data.dim() != 1 or not data.is_contiguous() or len(data) < parts.total:
+                raise InputError(
+                    "the memory that was kept does not fit the layer",
+                    given=f"{data.dtype} {tuple(data.shape)}",
+                    expected=f"{dtype} [{parts.total}]",
+                )
             self._divide(data, parts)
             return
         # Sizes in eighths of a power of two: neighbours share buffers and at most an eighth is unused.
