@@ -17,8 +17,8 @@ from recollect.engine.llvm.machine import host
 from recollect.engine.llvm.problem import Problem, dense_problem
 from recollect.engine.llvm.team import team
 from recollect.engine.plan import Variant
+from recollect.engine.readable import check_readable, readable
 from recollect.engine.reference import PLAIN, Extras, Result, Weights
-from recollect.errors import InputError
 
 _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 
@@ -154,7 +154,7 @@ def _prepare(
 ) -> tuple[Problem, tuple[Any, ...]]:
     """The sizes of a call and the tensors that its kernels read, which have been checked."""
     tensors = (x, *weights[:4], *states, *weights.vectors)
-    _check(cell, tensors, extras)
+    check_readable(cell, tensors, extras)
     return _problem(cell, x, batch_sizes, states[0], extras, reverse), tensors
 
 
@@ -242,47 +242,6 @@ def _differentiable_backward(
     return result
 
 
-def _readable(tensors: Sequence[Any]) -> list[Any]:
-    """The tensors with their numbers in memory as a kernel reads them; None stays None."""
-    return [None if each is None else each.contiguous().resolve_neg() for each in tensors]
-
-
-def _check(cell: Cell, tensors: Sequence[Any], extras: Extras) -> None:
-    """Refuse tensors whose memory is not what the kernel will read.
-
-    Raises:
-        InputError: a parameter, or what the call adds, has another shape, dtype or device than the layer needs.
-    """
-    x, (batch, hidden) = tensors[0], tensors[5].shape
-    rows, gates = x.shape[0], len(cell.gates) * hidden
-    wanted = [(gates, x.shape[1]), (gates, hidden), (gates,), (gates,)]
-    wanted += [(batch, hidden)] * len(cell.states) + [(hidden,)] * len(cell.vectors)
-    for place, (tensor, shape) in enumerate(zip(tensors[1:], wanted, strict=True)):
-        if tensor is None:
-            continue
-        if tensor.shape != shape or tensor.dtype != x.dtype or tensor.device != x.device:
-            names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", *cell.states, *cell.vectors)
-            raise _misfit(names[place], tensor, f"{shape}, {x.dtype} on {x.device}")
-    if extras is PLAIN:
-        return
-    added = [
-        ("resets", extras.resets, [(rows,)], torch.bool),
-        ("feed_mask", extras.feed_mask, [(batch, hidden)], x.dtype),
-    ]
-    added += [("keep", keep, [(rows, hidden), (hidden,)], x.dtype) for keep in extras.keep]
-    for name, tensor, shapes, dtype in added:
-        if tensor is not None and (tensor.shape not in shapes or tensor.dtype != dtype or tensor.device != x.device):
-            raise _misfit(name, tensor, f"{shapes[0]}, {dtype} on {x.device}")
-
-
-def _misfit(name: str, tensor: torch.Tensor, expected: str) -> InputError:
-    return InputError(
-        f"{name} does not fit the layer and its input",
-        given=f"{tuple(tensor.shape)}, {tensor.dtype} on {tensor.device}",
-        expected=expected,
-    )
-
-
 def _fed(extras: Extras, states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """The initial states of the kernel: the cell's, and the masked output where W_hh multiplies that."""
     return [*states, *(() if extras.feed_mask is None else (states[0] * extras.feed_mask,))]
@@ -293,23 +252,23 @@ def _given(problem: Problem, extras: Extras) -> tuple[list[int], list[torch.Tens
     if extras is PLAIN:
         return [], []
     hidden, arguments = problem.hidden, []
-    readable = _readable(extras.keep)
-    for keep in readable:
+    alive = readable(extras.keep)
+    for keep in alive:
         arguments += (keep.data_ptr(), hidden if keep.dim() > 1 else 0, 0)
     if extras.feed_mask is not None:
-        readable += _readable([extras.feed_mask])
-        arguments += (readable[-1].data_ptr(), 0, hidden)
+        alive += readable([extras.feed_mask])
+        arguments += (alive[-1].data_ptr(), 0, hidden)
     if extras.resets is not None:
-        readable.append(extras.resets.long().contiguous())
-        arguments.append(readable[-1].data_ptr())
-    return arguments, readable
+        alive.append(extras.resets.long().contiguous())
+        arguments.append(alive[-1].data_ptr())
+    return arguments, alive
 
 
 def _forward(
     problem: Problem, tensors: Sequence[Any], extras: Extras, *, save: bool, memory: torch.Tensor | None = None
 ) -> tuple[list[torch.Tensor], list[torch.Tensor], Buffer]:
     """Run the forward kernel: outputs, final states, and the memory that holds what `_backward` reads."""
-    x, weight_ih, weight_hh, bias_ih, bias_hh, *rest = _readable(tensors)
+    x, weight_ih, weight_hh, bias_ih, bias_hh, *rest = readable(tensors)
     plan, hidden = problem.plan, problem.hidden
     count = len(rest) - len(plan.vectors)
     initial, vectors = _fed(extras, rest[:count]), rest[count:]
@@ -349,7 +308,7 @@ def _backward(
     grads: Sequence[torch.Tensor | None],
 ) -> list[torch.Tensor | None]:
     """Gradients of ``tensors`` (None where not needed) from those of the outputs and the final states."""
-    x, weight_ih, weight_hh, _, _, *rest = _readable(tensors)
+    x, weight_ih, weight_hh, _, _, *rest = readable(tensors)
     plan, hidden, gates = problem.plan, problem.hidden, problem.gates
     count, wanted = len(rest) - len(plan.vectors), len(plan.outputs)
     dstates = [x.new_zeros(problem.batch, problem.grad_width) for _ in plan.states]
@@ -361,7 +320,7 @@ def _backward(
     dx = torch.empty_like(x) if needed[0] else None
     dw_ih, dw_hh = (torch.zeros_like(w) if needed[1] or needed[2] else None for w in (weight_ih, weight_hh))
     zeros = x.new_zeros(hidden) if any(grad is None for grad in grads[:wanted]) else x
-    doutputs = [zeros if grad is None else grad for grad in _readable(grads[:wanted])]
+    doutputs = [zeros if grad is None else grad for grad in readable(grads[:wanted])]
     given, alive = _given(problem, extras)
     kernel = problem.backward
     scratch = Buffer(x.dtype, kernel.parts)

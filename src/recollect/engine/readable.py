@@ -1,0 +1,53 @@
+"""What a kernel may read: it is given addresses, so all that could be wrong behind one is refused before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from recollect.cells.cell import Cell
+from recollect.engine.reference import PLAIN, Extras
+from recollect.errors import InputError
+
+
+def readable(tensors: Sequence[Any]) -> list[Any]:
+    """The tensors with their numbers in memory as a kernel reads them; None stays None."""
+    return [None if each is None else each.contiguous().resolve_neg() for each in tensors]
+
+
+def check_readable(cell: Cell, tensors: Sequence[Any], extras: Extras) -> None:
+    """Refuse tensors whose memory is not what the kernel will read.
+
+    Raises:
+        InputError: a parameter, or what the call adds, has another shape, dtype or device than the layer needs.
+    """
+    x, (batch, hidden) = tensors[0], tensors[5].shape
+    rows, gates = x.shape[0], len(cell.gates) * hidden
+    wanted = [(gates, x.shape[1]), (gates, hidden), (gates,), (gates,)]
+    wanted += [(batch, hidden)] * len(cell.states) + [(hidden,)] * len(cell.vectors)
+    for place, (tensor, shape) in enumerate(zip(tensors[1:], wanted, strict=True)):
+        if tensor is None:
+            continue
+        if tensor.shape != shape or tensor.dtype != x.dtype or tensor.device != x.device:
+            names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", *cell.states, *cell.vectors)
+            raise _misfit(names[place], tensor, f"{shape}, {x.dtype} on {x.device}")
+    if extras is PLAIN:
+        return
+    added = [
+        ("resets", extras.resets, [(rows,)], torch.bool),
+        ("feed_mask", extras.feed_mask, [(batch, hidden)], x.dtype),
+    ]
+    added += [("keep", keep, [(rows, hidden), (hidden,)], x.dtype) for keep in extras.keep]
+    for name, tensor, shapes, dtype in added:
+        if tensor is not None and (tensor.shape not in shapes or tensor.dtype != dtype or tensor.device != x.device):
+            raise _misfit(name, tensor, f"{shapes[0]}, {dtype} on {x.device}")
+
+
+def _misfit(name: str, tensor: torch.Tensor, expected: str) -> InputError:
+    return InputError(
+        f"{name} does not fit the layer and its input",
+        given=f"{tuple(tensor.shape)}, {tensor.dtype} on {tensor.device}",
+        expected=expected,
+    )
