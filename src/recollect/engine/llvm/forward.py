@@ -15,6 +15,8 @@ A row that ends goes to ``final`` instead of the next step's rows.
 
 from __future__ import annotations
 
+from llvmlite import ir
+
 from recollect.engine.llvm.functions import VectorTarget
 from recollect.engine.llvm.kernel import (
     Kernel,
@@ -27,7 +29,7 @@ from recollect.engine.llvm.kernel import (
     pack_vectors,
     walk,
 )
-from recollect.engine.llvm.values import Emitter, Value
+from recollect.engine.llvm.values import I64, POINTER, Emitter, Value
 from recollect.engine.plan import Plan
 
 
@@ -62,40 +64,25 @@ def _panel(kernel: Kernel, e: Emitter, plan: Plan) -> tuple[Value, Value]:
 
 def _write_pack(kernel: Kernel, plan: Plan) -> Emitter:
     """Lay the weights out as the tile reads them: [unit block][k][accumulator][unit]; add the biases."""
+    pack_units = _write_pack_units(kernel)
     e = kernel.stage("pack")
     tiling, block = kernel.tiling, kernel.tiling.block
     hidden, width, inputs = (kernel.slot(e, name) for name in ("hidden", "width", "inputs"))
     packed, packed_bias = kernel.pointer(e, "packed"), kernel.pointer(e, "packed_bias")
     before, panel = _panel(kernel, e, plan)
-    zero = Value(e.builder, e.element(0.0))
     with e.loop(e.arguments[1], width // block, e.arguments[2]) as unit_block:
         for kind, start, count in (("inp", e.integer(0), inputs), ("rec", before, hidden)):
             gates = plan.input_gates if kind == "inp" else plan.recurrent_gates
             source = kernel.pointer(e, "w_ih" if kind == "inp" else "w_hh")
             target = e.at(packed, unit_block * panel + start)
-            row_length = len(gates) * block
-            whole = count // e.lanes * e.lanes
+            row_length = e.integer(len(gates) * block)
             for position, gate in enumerate(gates):
                 for part in range(tiling.unit_vectors):
-                    first = unit_block * block + part * e.lanes
-                    column = e.at(target, position * block + part * e.lanes)
-                    # Square blocks [units, k] are transposed in registers; what is left of k, one by one.
-                    with e.loop(0, whole, e.lanes) as k:
-                        rows = []
-                        for lane in range(e.lanes):
-                            real = first + lane < hidden
-                            row = e.choose(real, first + lane, e.integer(0))
-                            mask = e.mask(e.choose(real, e.integer(e.lanes), e.integer(0)))
-                            rows.append(e.load_masked(mask, source, (hidden * gate + row) * count + k))
-                        for step, values in enumerate(e.transposed(rows)):
-                            e.store(values, column, (k + step) * row_length)
-                    with e.loop(0, e.lanes) as lane:
-                        row = e.at(source, (hidden * gate + first + lane) * count)
-                        end = e.choose(first + lane < hidden, count, whole)
-                        with e.loop(whole, end) as k:
-                            e.store_one(e.load_one(row, k), column, k * row_length + lane)
-                        with e.loop(end, count) as k:
-                            e.store_one(zero, column, k * row_length + lane)
+                    offset = part * e.lanes
+                    e.call(
+                        pack_units, e.at(source, hidden * gate * count), e.at(target, position * block + offset),
+                        unit_block * block + offset, hidden, count, row_length,
+                    )  # fmt: skip
         for place, name in enumerate(plan.accumulators):
             kind, _, gate_name = name.partition(".")
             gate = plan.gates.index(gate_name)
@@ -113,6 +100,37 @@ def _write_pack(kernel: Kernel, plan: Plan) -> Emitter:
     pack_vectors(e, kernel, plan)
     e.builder.ret_void()
     return e
+
+
+def _write_pack_units(kernel: Kernel) -> ir.Function:
+    """Transpose one vector of units of one gate: ``column[k][unit] = w[first + unit][k]``, 0 for units past H.
+
+    A function, because to write its shuffles for every gate takes most of the time that a kernel takes to compile.
+    """
+    e = kernel.function("pack_units", POINTER, POINTER, I64, I64, I64, I64)
+    e.function.attributes.add("noinline")
+    w, column, first, hidden, count, row_length = e.arguments
+    whole = count // e.lanes * e.lanes
+    # Square blocks [units, k] are transposed in registers; what is left of k, one by one.
+    with e.loop(0, whole, e.lanes) as k:
+        rows = []
+        for lane in range(e.lanes):
+            real = first + lane < hidden
+            row = e.choose(real, first + lane, e.integer(0))
+            mask = e.mask(e.choose(real, e.integer(e.lanes), e.integer(0)))
+            rows.append(e.load_masked(mask, w, row * count + k))
+        for step, values in enumerate(e.transposed(rows)):
+            e.store(values, column, (k + step) * row_length)
+    zero = Value(e.builder, e.element(0.0))
+    with e.loop(0, e.lanes) as lane:
+        row = e.at(w, (first + lane) * count)
+        end = e.choose(first + lane < hidden, count, whole)
+        with e.loop(whole, end) as k:
+            e.store_one(e.load_one(row, k), column, k * row_length + lane)
+        with e.loop(end, count) as k:
+            e.store_one(zero, column, k * row_length + lane)
+    e.builder.ret_void()
+    return e.function
 
 
 def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
