@@ -12,6 +12,7 @@ import torch
 
 import recollect
 from recollect import cells, nn
+from recollect.engine.llvm import kernels
 from tolerances import GRADIENT, assert_bits, assert_equal
 
 
@@ -54,34 +55,48 @@ def test_torchs_number_of_threads_is_said_to_be_respected():
     assert "up to 3 thread(s)" in layer.backend_for(x)
 
 
-def test_eight_python_threads_at_once():
+def test_eight_python_threads_at_once(monkeypatch):
+    """All at their first call, some with lengths: each kernel is made once, and each call has its own numbers."""
+
     @recollect.cell(gates="f n", states="h")
     def unseen(inp, rec, prev):
         f = torch.sigmoid(inp.f + rec.f)
         return f * prev.h + 0.93127 * (1 - f) * torch.tanh(inp.n + rec.n)
 
+    made, compile_module = [], kernels.compile_module
+    monkeypatch.setattr(kernels, "compile_module", lambda *given: made.append(given) or compile_module(*given))
     torch.manual_seed(0)
     layer = nn.Recurrent(unseen, 4, 5, dtype=torch.float64)
     inputs = [torch.randn(3 + row, 1 + row, 4, dtype=torch.float64) for row in range(8)]
     together = Barrier(8, timeout=60)
 
+    def call(x):
+        leaf = x.clone().requires_grad_()
+        lengths = torch.arange(x.shape[1]) if x.shape[1] % 2 else None
+        y, h = layer(leaf, lengths=lengths)
+        with torch.no_grad():
+            silent, _ = layer(x, lengths=lengths)
+        gradients = torch.autograd.grad(y.square().sum() + h.sum(), [leaf, *layer.parameters()])
+        return [y.detach(), h.detach(), silent], gradients
+
     def work(x):
         together.wait()  # the first call compiles: all of them ask at once
-        leaf = x.clone().requires_grad_()
-        for _ in range(5):
-            y, h = layer(leaf)
-            (gradient,) = torch.autograd.grad(y.square().sum() + h.sum(), leaf)
-        return y.detach(), gradient
+        return [call(x) for _ in range(5)]
 
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(work, inputs, timeout=120))
-    for x, (y, gradient) in zip(inputs, found, strict=True):
+    assert len(made) == 3, "training, inference and backward"
+    for x, calls in zip(inputs, found, strict=True):
+        alone = call(x)
+        for values, gradients in calls:
+            for mine, each in zip([*values, *gradients], [*alone[0], *alone[1]], strict=True):
+                assert_bits(mine, each)
         with recollect.set_backend("reference"):
-            leaf = x.clone().requires_grad_()
-            true, h = layer(leaf)
-            (true_gradient,) = torch.autograd.grad(true.square().sum() + h.sum(), leaf)
-        assert_equal(y, true)
-        assert_equal(gradient, true_gradient, GRADIENT)
+            true_values, true_gradients = call(x)
+        for mine, true in zip(alone[0], true_values, strict=True):
+            assert_equal(mine, true)
+        for mine, true in zip(alone[1], true_gradients, strict=True):
+            assert_equal(mine, true, GRADIENT)
 
 
 @pytest.mark.parametrize("lengths", [None, [(7 * row) % 31 for row in range(29)]], ids=["dense", "lengths"])

@@ -128,8 +128,8 @@ assert len(os.listdir("/proc/self/task")) == before
 """)
 
 
-def test_forks_while_another_thread_compiles():
-    """Locks that the other thread holds at that moment are free in the child."""
+def test_forks_while_other_threads_compile():
+    """Locks that the others hold at that moment are free in the child."""
     out = run(
         LAYER
         + """
@@ -143,12 +143,15 @@ def fresh():
         return torch.tanh(inp.a + rec.a) * (0.5 + number / 1024 + 0.0001)
     return nn.Recurrent(cell, 2, 3)
 
-def compile_on():
-    while not stop.is_set():
-        fresh()(torch.randn(2, 2, 2))
+def compile_on(training):
+    with torch.set_grad_enabled(training):
+        while not stop.is_set():
+            fresh()(torch.randn(2, 2, 2))
 
-thread = threading.Thread(target=compile_on)
-thread.start()
+# One compiles while the other waits to, with what it may hold meanwhile.
+threads = [threading.Thread(target=compile_on, args=(training,)) for training in (False, True)]
+for thread in threads:
+    thread.start()
 
 def work():
     y = fresh()(torch.randn(2, 2, 2))[0]
@@ -156,19 +159,44 @@ def work():
 
 from recollect.engine.llvm.machine import COMPILING
 caught = 0
-for _ in range(3):
-    time.sleep(0.05)
+for _ in range(4):
+    time.sleep(0.1)
     if COMPILING.acquire(blocking=False):
         COMPILING.release()
     else:
         caught += 1
     in_child(work)
 stop.set()
-thread.join()
+for thread in threads:
+    thread.join()
 print("compiling:", caught)
 """
     )
     assert int(out.split()[-1]) > 0, "no fork fell into a compilation"
+
+
+def test_a_fork_while_another_thread_holds_the_buffers():
+    run(
+        LAYER
+        + """
+from recollect.engine import buffers
+expected = results()
+held, stop = threading.Event(), threading.Event()
+
+def hold():
+    with buffers._lock:
+        held.set()
+        assert stop.wait(40)
+
+thread = threading.Thread(target=hold)
+thread.start()
+assert held.wait(10)
+in_child(lambda: check(expected))
+stop.set()
+thread.join()
+check(expected)
+"""
+    )
 
 
 WORKERS = (
