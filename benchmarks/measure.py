@@ -17,7 +17,7 @@ import numpy
 import torch
 from llvmlite import ir
 
-from recollect.engine.llvm.machine import compile_module, host
+from recollect.engine.llvm.machine import Code, compile_module, host
 from recollect.engine.llvm.values import I64, POINTER, VOID, Emitter
 
 CHAINS = 24  # independent sums: enough to hide the latency of an FMA
@@ -74,7 +74,7 @@ def fma_peak(threads: int) -> float:
     for chain, total in enumerate(sums):
         e.store(total.get(), place, chain * lanes)
     e.builder.ret_void()
-    code = compile_module(str(module), host())
+    code = Code(compile_module(str(module), host()), host())
     run = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(code.address("peak"))
 
     rounds = 4_000_000
