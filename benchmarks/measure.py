@@ -20,7 +20,7 @@ from llvmlite import ir
 from recollect.engine.llvm.machine import Code, compile_module, host
 from recollect.engine.llvm.values import I64, POINTER, VOID, Emitter
 
-CHAINS = 24  # independent sums: enough to hide the latency of an FMA
+CHAINS = 12
 
 
 @dataclass(frozen=True)

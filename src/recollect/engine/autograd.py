@@ -14,16 +14,13 @@ from recollect.engine import reference
 from recollect.engine.buffers import Buffer
 from recollect.engine.llvm.kernels import Kernels, kernels_for
 from recollect.engine.llvm.machine import host
-from recollect.engine.llvm.problem import Problem, dense_problem
+from recollect.engine.llvm.problem import Problem, dense_problem, divide
 from recollect.engine.llvm.team import team
 from recollect.engine.plan import Variant
 from recollect.engine.readable import check_readable, readable
 from recollect.engine.reference import PLAIN, Extras, Result, Weights
 
 _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
-
-# Below this many multiply-adds a second thread costs more than it brings.
-_ALONE = 1 << 22
 
 
 def obstacle(x: torch.Tensor) -> str | None:
@@ -165,11 +162,10 @@ def _problem(
     rows, inputs = x.shape
     batch, hidden = state.shape
     workers = team()
-    work = rows * len(cell.gates) * hidden * (inputs + hidden)
-    threads = 1 if work < _ALONE else max(1, workers.size(min(torch.get_num_threads(), batch // 4)))
+    division = divide(kernels, inputs, hidden, batch, rows, len(batch_sizes), workers.size(torch.get_num_threads()))
     if batch_sizes[0] == batch_sizes[-1] == batch:  # sizes never grow: all are equal
-        return dense_problem(kernels, inputs, hidden, batch, len(batch_sizes), reverse, threads, workers)
-    return Problem(kernels, inputs, hidden, batch, batch_sizes, reverse, threads, workers)
+        return dense_problem(kernels, inputs, hidden, batch, len(batch_sizes), reverse, division, workers)
+    return Problem(kernels, inputs, hidden, batch, batch_sizes, reverse, division, workers)
 
 
 class _Layer(torch.autograd.Function):

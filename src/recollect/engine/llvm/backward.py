@@ -23,13 +23,14 @@ from recollect.engine.llvm.kernel import (
     WIDE,
     Kernel,
     Run,
+    Share,
     Step,
     Tile,
     Tiling,
     given_slots,
     load_given,
-    own_blocks,
     pack_vectors,
+    pieces,
     round_up,
     walk,
 )
@@ -43,7 +44,7 @@ _FEWEST_ROWS, _MOST_ROWS = 128, 1024
 def slots(plan: Plan) -> tuple[str, ...]:
     """The argument slots after the common ones."""
     return (
-        "chunk_steps", "chunk", "chunk_stride", "columns", "grad_width", "x", "dx",
+        "chunk_steps", "piece", "chunk", "chunk_stride", "columns", "grad_width", "x", "dx",
         "dw_ih", "dw_hh", "sums", "saved", "packed_ih", "packed_hh", "packed_vectors", "begin", "end",
         *(f"{kind}.{state}" for kind in ("dy", "dy_stride") for state in plan.outputs),
         *(f"{kind}.{state}" for kind in grad_kinds(plan) for state in plan.states),
@@ -80,6 +81,7 @@ def write(plan: Plan, tiling: Tiling) -> Kernel:
     pack, steps, products = (make(kernel, plan) for make in (_write_pack, _write_steps, _write_products))
     e = kernel.entry("backward")
     kernel.run(e, pack, kernel.threads_to_pack(e, len(plan.gates)))
+    kernel.open_meeting(e)
     count, chunk, threads = (kernel.slot(e, name) for name in ("steps", "chunk_steps", "threads"))
     with e.loop(0, count, chunk) as begin:
         kernel.set_slot(e, "begin", begin)
@@ -124,32 +126,39 @@ def _write_steps(kernel: Kernel, plan: Plan) -> Emitter:
     dh, packed = kernel.pointer(e, f"grad.{plan.fed}"), kernel.pointer(e, "packed_hh")
     columns = wide * e.lanes
     first_row, _ = _chunk_rows(e, kernel)
+    share, piece = Share(e, kernel), kernel.slot(e, "piece")
+    # A thread's units are those of its panels of dL/dh, so what it derives from these it has summed itself.
+    first_panel, last_panel = share.of_units((hidden + (columns - 1)) // columns)
+    own = first_panel * columns, e.least(last_panel * columns, grad_width)
     with walk(
         e, kernel, kernel.slot(e, "begin"), kernel.slot(e, "end"), descending=_forward_in_time(e, kernel)
     ) as step:
-        with own_blocks(e, kernel, step.active) as (start, rows), e.loop(0, width, e.lanes) as unit:
+        with share.rows(e, step.active) as (start, rows), e.loop(own[0], e.least(own[1], width), e.lanes) as unit:
             _write_derivatives(e, kernel, plan, step, first_row, start, rows, unit)
+        with e.when(share.by_units):
+            kernel.barrier(e)
         with (
-            e.loop(0, (hidden + (columns - 1)) // columns) as panel,
-            own_blocks(e, kernel, step.active) as (start, rows),
+            e.loop(first_panel, last_panel) as panel,
+            pieces(e, gates, piece) as (begin, end),
+            share.rows(e, step.active) as (start, rows),
         ):
             place = (e.at(dh, start * grad_width + panel * columns), grad_width)
-            a = e.at(drec, (step.row - first_row + start) * stride)
-            tile.call(e, rows, place, place, (a, stride, gates, e.at(packed, panel * gates * columns), e.integer(0)))
+            a = e.at(drec, (step.row - first_row + start) * stride + begin)
+            tile.call(e, rows, place, place, (a, stride, end - begin, e.at(packed, (panel * gates + begin) * columns)))
         if plan.resets:
-            _write_restarts(e, kernel, plan, step)
+            _write_restarts(e, kernel, plan, step, share, own)
     e.builder.ret_void()
     return e
 
 
-def _write_restarts(e: Emitter, kernel: Kernel, plan: Plan, step: Step) -> None:
+def _write_restarts(e: Emitter, kernel: Kernel, plan: Plan, step: Step, share: Share, own: tuple[Value, Value]) -> None:
     """Where a row was reset before this step, what has come back so far belongs to its initial states."""
     grad_width, resets = kernel.slot(e, "grad_width"), kernel.pointer(e, "resets")
     with (
-        own_blocks(e, kernel, step.active) as (start, rows),
+        share.rows(e, step.active) as (start, rows),
         e.loop(start, start + rows) as row,
         e.when(e.load_integer(resets, step.row + row).compare("!=", 0)),
-        e.loop(0, grad_width, e.lanes) as unit,
+        e.loop(*own, e.lanes) as unit,
     ):
         for state in plan.states:
             grad, restart = (e.at(kernel.pointer(e, f"{kind}.{state}"), row * grad_width + unit)
@@ -213,10 +222,10 @@ def sum_names(plan: Plan) -> tuple[str, ...]:
 def _write_products(kernel: Kernel, plan: Plan) -> Emitter:
     tiling = kernel.tiling
     weight_tiles = {
-        wide: Tile(kernel, f"weight_{wide}", wide, [Run(0, wide, transposed=True)], masked=True)
+        wide: Tile(kernel, f"weight_{wide}", wide, [Run(0, wide, down=True)], masked=True)
         for wide in {tiling.input_wide, tiling.hidden_wide}
     }
-    input_tile = Tile(kernel, "input", tiling.input_wide, [Run(0, tiling.input_wide)], masked=True, from_zero=True)
+    input_tile = Tile(kernel, "input", tiling.input_wide, [Run(0, tiling.input_wide)], masked=True)
     e = kernel.stage("products")
     thread, threads = e.arguments[1], e.arguments[2]
     inputs, hidden, width, columns = (kernel.slot(e, name) for name in ("inputs", "hidden", "width", "columns"))
@@ -224,7 +233,15 @@ def _write_products(kernel: Kernel, plan: Plan) -> Emitter:
     gates = hidden * len(plan.gates)
     first_row, rows = _chunk_rows(e, kernel)
 
-    # dW [G * H, I] and [G * H, H]: a panel of x or h stays in the cache for all rows of dpre' (its units).
+    def own_tiles(count: Value, tile: Tile) -> tuple[Value, Value, int]:
+        """The range of ``count`` rows of a result that this thread computes, in steps of the tile's rows."""
+        tiles = (count + (tile.rows - 1)) // tile.rows
+        first, last = (which * tiles // threads * tile.rows for which in (thread, thread + 1))
+        return first, e.least(last, count), tile.rows
+
+    # dW [G * H, I] and [G * H, H]: a piece of a panel of x or h, laid out for the tile, stays in the cache for
+    # all rows of dpre' (its units).
+    panel, row_piece = e.scratch(tiling.piece(WIDE) * WIDE), e.integer(tiling.piece(WIDE))
     wanted = kernel.slot(e, "dw_ih").compare("!=", 0)
     with e.when(wanted):
         x, previous = kernel.pointer(e, "x"), kernel.pointer(e, f"states.{plan.fed}")
@@ -236,38 +253,51 @@ def _write_products(kernel: Kernel, plan: Plan) -> Emitter:
             out, tile = kernel.pointer(e, name), weight_tiles[wide]
             with (
                 e.loop(0, count, wide * e.lanes) as column,
-                e.loop(thread * tile.rows, gates, threads * tile.rows) as unit,
+                pieces(e, rows, row_piece) as (begin, end),
             ):
-                place = (e.at(out, unit * count + column), count)
-                height = e.least(gates - unit, e.integer(tile.rows))
-                tile.call(
-                    e, height, place, place,
-                    (e.at(dpre, unit), stride, rows, e.at(w, first_row * w_stride + column), w_stride),
-                    columns=count - column,
-                )  # fmt: skip
+                masks = [e.mask(count - column - part * e.lanes) for part in range(wide)]
+                with e.loop(begin, end) as row:
+                    for part, mask in enumerate(masks):
+                        value = e.load_masked(mask, w, (first_row + row) * w_stride + column + part * e.lanes)
+                        e.store(value, panel, (row - begin) * (wide * e.lanes) + part * e.lanes)
+                with e.loop(*own_tiles(gates, tile)) as unit:
+                    place = (e.at(out, unit * count + column), count)
+                    tile.call(
+                        e, e.least(gates - unit, e.integer(tile.rows)), place, place,
+                        (e.at(dpre, begin * stride + unit), stride, end - begin, panel),
+                        columns=count - column,
+                    )  # fmt: skip
 
-    # Sums over rows. The buffer's rows are as long as whole vectors.
-    with e.loop(thread * e.lanes, columns, threads * e.lanes) as column:
-        total = e.variable(e.vector, e.load(sums, column))
+    # Sums over rows. The buffer's rows are as long as whole panels.
+    with e.loop(thread * (WIDE * e.lanes), columns, threads * (WIDE * e.lanes)) as column:
+        places = [column + part * e.lanes for part in range(WIDE)]
+        totals = [e.variable(e.vector, e.load(sums, place)) for place in places]
         with e.loop(0, rows) as row:
-            total.set(total.get() + e.load(chunk, row * stride + column))
-        e.store(total.get(), sums, column)
+            for place, total in zip(places, totals, strict=True):
+                total.set(total.get() + e.load(chunk, row * stride + place))
+        for place, total in zip(places, totals, strict=True):
+            e.store(total.get(), sums, place)
 
     # dx [rows, inputs].
     wide = tiling.input_wide * e.lanes
     packed, dx = kernel.pointer(e, "packed_ih"), kernel.pointer(e, "dx")
+    nothing = e.scratch(tiling.input_wide)
+    for part in range(tiling.input_wide):
+        e.store(e.zeros(), nothing, part * e.lanes)
     wanted = kernel.slot(e, "dx").compare("!=", 0)
     with (
         e.when(wanted),
-        e.loop(0, (inputs + (wide - 1)) // wide) as panel,
-        e.loop(thread * input_tile.rows, rows, threads * input_tile.rows) as row,
+        e.loop(0, (inputs + (wide - 1)) // wide) as panel_of_x,
+        pieces(e, gates, e.integer(tiling.piece(tiling.input_wide))) as (begin, end),
+        e.loop(*own_tiles(rows, input_tile)) as row,
     ):
-        height = e.least(rows - row, e.integer(input_tile.rows))
-        out = (e.at(dx, (first_row + row) * inputs + panel * wide), inputs)
+        out = (e.at(dx, (first_row + row) * inputs + panel_of_x * wide), inputs)
+        is_first = begin.compare("==", 0)
+        init = (e.choose(is_first, nothing, out[0]), e.choose(is_first, e.integer(0), out[1]))
         input_tile.call(
-            e, height, out, out,
-            (e.at(chunk, row * stride), stride, gates, e.at(packed, panel * gates * wide), e.integer(0)),
-            columns=inputs - panel * wide,
+            e, e.least(rows - row, e.integer(input_tile.rows)), out, init,
+            (e.at(chunk, row * stride + begin), stride, end - begin, e.at(packed, (panel_of_x * gates + begin) * wide)),
+            columns=inputs - panel_of_x * wide,
         )  # fmt: skip
     e.builder.ret_void()
     return e

@@ -2,11 +2,14 @@
 
     for each step:
         rows that begin here, or are reset, take their initial states
-        for each unit block:                           (its weights stay in the cache)
-            for each block of rows of this thread:
-                the tile:       accumulators = bias + x W_ih + h W_hh
+        for each unit block:
+            for each piece of the sum over inputs and units:    (its weights stay in the first-level cache)
+                for each block of rows of this thread:
+                    the tile:   accumulators = bias + x W_ih + h W_hh
+            for each row:
                 the equations:  new states, printed from the cell's graph
                 store
+        where threads share rows, and each has units of its own: wait for each other
 
 States live in buffers of rows padded to whole unit blocks. In training each step has rows of its own
 (``keep``), which the backward pass reads as the previous states; otherwise two sets of rows take turns.
@@ -19,14 +22,16 @@ from llvmlite import ir
 
 from recollect.engine.llvm.functions import VectorTarget
 from recollect.engine.llvm.kernel import (
+    SLAB,
     Kernel,
     Run,
+    Share,
     Tile,
     Tiling,
     given_slots,
     load_given,
-    own_blocks,
     pack_vectors,
+    pieces,
     walk,
 )
 from recollect.engine.llvm.values import I64, POINTER, Emitter, Value
@@ -36,7 +41,7 @@ from recollect.engine.plan import Plan
 def slots(plan: Plan) -> tuple[str, ...]:
     """The argument slots after the common ones."""
     return (
-        "keep", "x", "b_ih", "b_hh", "packed", "packed_bias", "packed_vectors", "saved",
+        "keep", "piece", "x", "b_ih", "b_hh", "packed", "packed_bias", "packed_vectors", "saved",
         *(f"y.{state}" for state in plan.outputs),
         *(f"{kind}.{state}" for kind in ("initial", "states", "final") for state in plan.states),
         *(f"vector.{name}" for name in plan.vectors),
@@ -50,6 +55,7 @@ def write(plan: Plan, tiling: Tiling, *, save: bool) -> Kernel:
     pack, steps = _write_pack(kernel, plan), _write_steps(kernel, plan, save=save)
     e = kernel.entry("forward")
     kernel.run(e, pack, kernel.threads_to_pack(e, len(plan.gates)))
+    kernel.open_meeting(e)
     kernel.run(e, steps, kernel.slot(e, "threads"))
     e.builder.ret_void()
     return kernel
@@ -151,8 +157,10 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
     )
     results_at = {state: kernel.pointer(e, f"y.{state}") for state in plan.outputs}
     before, panel = _panel(kernel, e, plan)
-    sums = e.scratch(tile.rows * count * parts)
-    sums_stride = e.integer(count * block)
+    sums = e.scratch(SLAB * tile.rows * count * parts)
+    sums_stride, none = e.integer(count * block), e.integer(0)
+    share, piece = Share(e, kernel), kernel.slot(e, "piece")
+    first_block, last_block = share.of_units(width // block)
 
     backward_in_time = kernel.slot(e, "backward_in_time").compare("!=", 0)
     with walk(e, kernel, 0, kernel.slot(e, "steps"), descending=backward_in_time) as step:
@@ -160,6 +168,7 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
         row_in = e.choose(keep, step.row, odd * batch)
         row_out = e.choose(keep, step.row_next, batch - odd * batch)
 
+        # Where threads share rows, each writes all of what it will read: the same numbers, so nobody need wait.
         def start_row(row: Value, row_in: Value = row_in) -> None:
             with e.loop(0, width, e.lanes) as unit:
                 mask = e.mask(hidden - unit)
@@ -170,54 +179,64 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
         begins = step.active > step.active_before
         with (
             e.when(begins),
-            own_blocks(e, kernel, step.active) as (start, rows),
+            share.rows(e, step.active) as (start, rows),
             e.loop(e.most(start, step.active_before), start + rows) as row,
         ):
             start_row(row)
         if plan.resets:
             resets = kernel.pointer(e, "resets")
             with (
-                own_blocks(e, kernel, step.active) as (start, rows),
+                share.rows(e, step.active) as (start, rows),
                 e.loop(start, start + rows) as row,
                 e.when(e.load_integer(resets, step.row + row).compare("!=", 0)),
             ):
                 start_row(row)
 
-        with e.loop(0, width // block) as unit_block:
-            weights = e.at(packed, unit_block * panel)
+        with share.slabs(e) as slab, e.loop(first_block, last_block) as unit_block:
             units = unit_block * block
-            masks = [e.mask(hidden - units - part * e.lanes) for part in range(parts)]
-            with own_blocks(e, kernel, step.active) as (start, rows):
-                none = e.integer(0)
+            weights, biases = e.at(packed, unit_block * panel), e.at(bias, unit_block * (count * block))
+            with pieces(e, inputs + hidden, piece) as (begin, end), slab.rows(e, step.active) as (which, start, rows):
+                out = (e.at(sums, which * (tile.rows * count * block)), sums_stride)
+                is_first = begin.compare("==", 0)
+                init = (e.choose(is_first, biases, out[0]), e.choose(is_first, none, out[1]))
+                x_from, x_end = e.least(begin, inputs), e.least(end, inputs)
+                h_from, h_end = begin - x_from, end - x_end
+                row_of_h = e.at(states[plan.fed], (row_in + start) * width + h_from)
                 tile.call(
-                    e, rows, (sums, sums_stride), (e.at(bias, unit_block * (count * block)), none),
-                    (e.at(x, (step.row + start) * inputs), inputs, inputs, weights, none),
-                    (e.at(states[plan.fed], (row_in + start) * width), width, hidden, e.at(weights, before), none),
+                    e, rows, out, init,
+                    (e.at(x, (step.row + start) * inputs + x_from), inputs, x_end - x_from,
+                     e.at(weights, x_from * (len(plan.input_gates) * block))),
+                    (row_of_h, width, h_end - h_from,
+                     e.at(weights, before + h_from * (len(plan.recurrent_gates) * block))),
                 )  # fmt: skip
-                with e.loop(0, rows) as offset:
-                    row = start + offset
-                    continues = row < step.active_next
-                    for part, mask in enumerate(masks):
-                        unit = units + part * e.lanes
-                        leaves = {
-                            name: e.load(sums, offset * (count * block) + place * block + part * e.lanes)
-                            for place, name in enumerate(plan.accumulators)
-                        }
-                        for state in plan.states:
-                            leaves[f"prev.{state}"] = e.load(states[state], (row_in + row) * width + unit)
-                        for place, name in enumerate(plan.vectors):
-                            leaves[f"vec.{name}"] = e.load(vectors, width * place + unit)
-                        leaves |= load_given(e, kernel, plan, step, row, unit, mask)
-                        results = plan.forward.evaluate(leaves, target)
-                        for state, pointer in results_at.items():
-                            e.store_masked(results[f"next.{state}"], mask, pointer, (step.row + row) * hidden + unit)
-                        for state in plan.states:
-                            place_next = e.at(states[state], (row_out + row) * width + unit)
-                            place_final = e.at(final[state], row * width + unit)
-                            e.store(results[f"next.{state}"], e.choose(continues, place_next, place_final))
-                        if save:
-                            for place in range(plan.saved):
-                                at = ((step.row + row) * plan.saved + place) * width + unit
-                                e.store(results[f"saved.{place}"], saved, at)
+            masks = [e.mask(hidden - units - part * e.lanes) for part in range(parts)]
+            with slab.rows(e, step.active) as (which, start, rows), e.loop(0, rows) as offset:
+                row = start + offset
+                continues = row < step.active_next
+                own_sums = e.at(sums, (which * tile.rows + offset) * (count * block))
+                for part, mask in enumerate(masks):
+                    unit = units + part * e.lanes
+                    leaves = {
+                        name: e.load(own_sums, place * block + part * e.lanes)
+                        for place, name in enumerate(plan.accumulators)
+                    }
+                    for state in plan.states:
+                        leaves[f"prev.{state}"] = e.load(states[state], (row_in + row) * width + unit)
+                    for place, name in enumerate(plan.vectors):
+                        leaves[f"vec.{name}"] = e.load(vectors, width * place + unit)
+                    leaves |= load_given(e, kernel, plan, step, row, unit, mask)
+                    results = plan.forward.evaluate(leaves, target)
+                    for state, pointer in results_at.items():
+                        e.store_masked(results[f"next.{state}"], mask, pointer, (step.row + row) * hidden + unit)
+                    for state in plan.states:
+                        place_next = e.at(states[state], (row_out + row) * width + unit)
+                        place_final = e.at(final[state], row * width + unit)
+                        e.store(results[f"next.{state}"], e.choose(continues, place_next, place_final))
+                    if save:
+                        for place in range(plan.saved):
+                            at = ((step.row + row) * plan.saved + place) * width + unit
+                            e.store(results[f"saved.{place}"], saved, at)
+        with e.when(share.by_units):
+            kernel.barrier(e)
     e.builder.ret_void()
     return e

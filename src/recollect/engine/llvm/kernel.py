@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from llvmlite import ir
 
 from recollect.engine.llvm.machine import Machine
-from recollect.engine.llvm.values import I64, POINTER, SIZE, VOID, Emitter, Value
+from recollect.engine.llvm.values import I64, POINTER, SIZE, VOID, Emitter, Value, Variable
 from recollect.engine.plan import Plan
 
 # Slots that every kernel begins with: the team, and the layout of the rows. ``offsets`` [T + 1] says where the
 # rows of each step begin; blocks of batch rows are dealt to the threads in turn.
 COMMON = (
-    "threads", "parallel", "thread_num", "num_threads",
-    "steps", "batch", "inputs", "hidden", "width", "blocks", "backward_in_time", "offsets", "w_ih", "w_hh",
+    "threads", "parallel", "thread_num", "num_threads", "yield_thread", "meeting",
+    "steps", "batch", "inputs", "hidden", "width", "blocks", "by_units", "backward_in_time", "offsets", "w_ih", "w_hh",
 )  # fmt: skip
 _MANY_WEIGHTS = 1 << 18  # copied in about the time that it takes to wake a thread on a busy machine
+_APART = 16  # integers: two cache lines, which some machines fetch together
+_PIECE_BYTES = 1 << 14
+_SPINS = 100  # a few microseconds
 WIDE = 4  # vectors side by side in a tile, where the matrix is that wide
 
 
@@ -35,6 +39,7 @@ class Tiling:
         registers: accumulators that fit into registers.
         unit_vectors: vectors in a unit block.
         hidden_wide, input_wide: vectors in a panel of H and of I columns.
+        pause: what a waiting thread calls to leave the core's resources to others, by LLVM's name; or empty.
     """
 
     dtype: str
@@ -43,20 +48,20 @@ class Tiling:
     unit_vectors: int
     hidden_wide: int
     input_wide: int
+    pause: str
 
     @property
     def block(self) -> int:
         """Units in a unit block."""
         return self.unit_vectors * self.lanes
 
-    @property
-    def masks_are_free(self) -> bool:
-        """Whether a loop can load through masks at no cost: AVX-512 (vectors of 64 bytes) has registers for them."""
-        return self.lanes * SIZE[self.dtype] == 64
-
     def rows(self, vectors: int) -> int:
         """The tallest tile of so many vectors."""
         return max(1, min(8, self.registers // vectors))
+
+    def piece(self, vectors: int) -> int:
+        """How many k of a panel so wide stay in half of a first-level cache."""
+        return _PIECE_BYTES // (vectors * self.lanes * SIZE[self.dtype])
 
     def width(self, hidden: int) -> int:
         """H rounded up to whole unit blocks: the row length of states and saved values."""
@@ -83,6 +88,7 @@ def make_tiling(plan: Plan, machine: Machine, dtype: str, inputs: int, hidden: i
         unit_vectors=max(1, min(WIDE // len(plan.accumulators), round_up(hidden, lanes) // lanes)),
         hidden_wide=panel(hidden),
         input_wide=panel(inputs),
+        pause=machine.pause,
     )
 
 
@@ -93,6 +99,7 @@ class Kernel:
         self.tiling = tiling
         self.slots = (*COMMON, *slots)
         self.module = ir.Module()
+        self._barrier: ir.Function | None = None
 
     def function(self, name: str, *types: ir.Type) -> Emitter:
         made = ir.Function(self.module, ir.FunctionType(VOID, types), name)
@@ -155,6 +162,53 @@ class Kernel:
         """Begin a function ``(arguments, thread, threads)``."""
         return self.function(name, POINTER, I64, I64)
 
+    def open_meeting(self, e: Emitter) -> None:
+        """In an entry, make what `barrier` needs: two counters, on cache lines of their own."""
+        place = e.builder.alloca(I64, ir.Constant(I64, 2 * _APART))
+        meeting = Value(e.builder, e.builder.bitcast(place, POINTER))
+        for counter in (0, _APART):
+            e.builder.store(e.integer(0).ir, _counter(e, meeting, counter))
+        self.set_slot(e, "meeting", Value(e.builder, e.builder.ptrtoint(place, I64)))
+
+    def barrier(self, e: Emitter) -> None:
+        """Within a stage, go on when all threads of the team have come here."""
+        if self._barrier is None:
+            self._barrier = self._write_barrier()
+        e.call(self._barrier, e.arguments[0], e.arguments[2])
+
+    def _write_barrier(self) -> ir.Function:
+        """The last to come begins a new generation; the others look for it, at first without giving way."""
+        e = self.function("barrier", POINTER, I64)
+        e.function.attributes.add("noinline")
+        build, threads, meeting = e.builder, e.arguments[1], self.pointer(e, "meeting")
+        arrived, generation = _counter(e, meeting, 0), _counter(e, meeting, _APART)
+        now = build.load_atomic(generation, "acquire", 8, typ=I64)
+        before = Value(build, build.atomic_rmw("add", arrived, e.integer(1).ir, "acq_rel"))
+        with build.if_else((before + 1).compare("==", threads).ir) as (last, others):
+            with last:
+                build.atomic_rmw("xchg", arrived, e.integer(0).ir, "monotonic")
+                build.atomic_rmw("add", generation, e.integer(1).ir, "release")
+            with others, e.loop(0, 1 << 62) as turn:
+                met = build.icmp_signed("!=", build.load_atomic(generation, "acquire", 8, typ=I64), now)
+                with build.if_then(met):
+                    build.ret_void()
+                if self.tiling.pause:
+                    build.call(_declared(self.module, self.tiling.pause), [])
+                # Where a thread of the team is not running, whoever waits for it hands it the core.
+                with e.when(turn > _SPINS):
+                    e.call_address(self.slot(e, "yield_thread"), ir.FunctionType(ir.IntType(32), []))
+        build.ret_void()
+        return e.function
+
+
+def _counter(e: Emitter, place: Value, index: int) -> Any:
+    return e.builder.gep(place.ir, [e.integer(index).ir], source_etype=I64)
+
+
+def _declared(module: ir.Module, name: str) -> ir.Function:
+    """A function of no arguments and no result that LLVM knows."""
+    return module.globals.get(name) or ir.Function(module, ir.FunctionType(VOID, []), name)
+
 
 @dataclass(frozen=True)
 class Step:
@@ -194,32 +248,86 @@ def walk(e: Emitter, kernel: Kernel, begin: Value | int, end: Value, *, descendi
         yield Step(index, row, active, row_next, e.choose(last, zero, after), e.choose(first, zero, before))
 
 
-@contextmanager
-def own_blocks(e: Emitter, kernel: Kernel, active: Value) -> Iterator[tuple[Value, Value]]:
-    """``for (first row, rows) in the blocks of rows that this thread owns``.
+SLAB = 16  # blocks of rows whose sums a thread holds at once: with those of the widest tile, 16 KiB
 
-    Blocks are dealt out in turn, so that with rows sorted by length every thread gets long and short ones.
+
+class Share:
+    """What a thread does of a step: some of the rows, or some of the units of all rows.
+
+    Rows need no word between the threads. Units (the slot ``by_units``) need a `Kernel.barrier` in each step,
+    and are for the case in which the weights, rather than the arithmetic, take the time: each thread reads its
+    own part of them only.
+
+    Args:
+        e: a stage's function, at its beginning.
     """
-    thread, threads = e.arguments[1], e.arguments[2]
-    batch, blocks = kernel.slot(e, "batch"), kernel.slot(e, "blocks")
-    with e.loop(thread, blocks, threads) as block:
-        start = block * batch // blocks
-        end = e.least((block + 1) * batch // blocks, active)
-        yield start, end - start
+
+    def __init__(self, e: Emitter, kernel: Kernel) -> None:
+        thread, threads = e.arguments[1], e.arguments[2]
+        self.by_units = kernel.slot(e, "by_units").compare("!=", 0)
+        zero, one = e.integer(0), e.integer(1)
+        self._row_thread, self._row_threads = (
+            e.choose(self.by_units, zero, thread),
+            e.choose(self.by_units, one, threads),
+        )
+        self._unit_thread, self._unit_threads = (
+            e.choose(self.by_units, thread, zero),
+            e.choose(self.by_units, threads, one),
+        )
+        self._batch, self._blocks = kernel.slot(e, "batch"), kernel.slot(e, "blocks")
+
+    def of_units(self, count: Value) -> tuple[Value, Value]:
+        """The range of ``count`` groups of units that is this thread's: neighbours, which share cache lines."""
+        first = self._unit_thread * count // self._unit_threads
+        return first, (self._unit_thread + 1) * count // self._unit_threads
+
+    @contextmanager
+    def rows(self, e: Emitter, active: Value) -> Iterator[tuple[Value, Value]]:
+        """``for (first row, rows) in the blocks of rows that are this thread's``.
+
+        Blocks are dealt out in turn, so that with rows sorted by length every thread gets long and short ones.
+        """
+        with e.loop(self._row_thread, self._blocks, self._row_threads) as block:
+            yield self._rows(e, block, active)
+
+    @contextmanager
+    def slabs(self, e: Emitter) -> Iterator[Slab]:
+        """The same blocks, a slab of them at a time."""
+        with e.loop(self._row_thread, self._blocks, self._row_threads * SLAB) as first:
+            left = (self._blocks - first + self._row_threads - 1) // self._row_threads
+            yield Slab(self, first, e.least(left, e.integer(SLAB)))
+
+    def _rows(self, e: Emitter, block: Value, active: Value) -> tuple[Value, Value]:
+        start = block * self._batch // self._blocks
+        return start, e.least((block + 1) * self._batch // self._blocks, active) - start
+
+
+@dataclass(frozen=True)
+class Slab:
+    """Some of a thread's blocks of rows."""
+
+    share: Share
+    first: Value
+    count: Value
+
+    @contextmanager
+    def rows(self, e: Emitter, active: Value) -> Iterator[tuple[Value, Value, Value]]:
+        """``for (which of the slab's, first row, rows) in the blocks``."""
+        with e.loop(0, self.count) as index:
+            yield index, *self.share._rows(e, self.first + index * self.share._row_threads, active)
 
 
 @dataclass(frozen=True)
 class Run:
     """One product that a tile adds: ``a[r][k] w[k][v]`` for the vectors [first, last).
 
-    Usually k runs along a row of ``a``, and ``w`` is packed, one row of ``last - first`` vectors after the
-    other. With ``transposed`` k runs over rows of both, each with its stride, and ``w`` is only as wide as
-    the masked tile is told.
+    ``w`` is packed: one row of ``last - first`` vectors after the other. k runs along a row of ``a``, or, with
+    ``down``, over the rows of ``a``, whose columns r are then.
     """
 
     first: int
     last: int
-    transposed: bool = False
+    down: bool = False
 
 
 class Tile:
@@ -231,33 +339,12 @@ class Tile:
         vectors: width of the block.
         runs: the products.
         masked: ``init`` and ``out`` are only as wide as told.
-        from_zero: ``init`` is 0, whatever is passed.
-        masked_loads: so is a transposed ``w``, in every row. By default that is so where it costs nothing;
-            elsewhere whole vectors are read as long as what lies beyond is the next row's (those lanes are
-            not stored), and the last rows are left to a tile that is one vector wide.
     """
 
-    def __init__(
-        self,
-        kernel: Kernel,
-        name: str,
-        vectors: int,
-        runs: Sequence[Run],
-        *,
-        masked: bool = False,
-        from_zero: bool = False,
-        masked_loads: bool | None = None,
-    ) -> None:
-        self.rows, self.vectors = kernel.tiling.rows(vectors), vectors
-        self.masked, self.from_zero = masked, from_zero
-        self._masked_loads = kernel.tiling.masks_are_free if masked_loads is None else masked_loads
-        self._last_rows: Tile | None = None
-        if runs[0].transposed and not self._masked_loads:
-            self._last_rows = Tile(
-                kernel, f"{name}_last", 1, [Run(0, 1, transposed=True)], masked=True, masked_loads=True
-            )
-        # out, its stride, init, its stride, columns; per run: a, its stride, k, w, the stride of w.
-        types = [POINTER, I64, POINTER, I64, I64] + [POINTER, I64, I64, POINTER, I64] * len(runs)
+    def __init__(self, kernel: Kernel, name: str, vectors: int, runs: Sequence[Run], *, masked: bool = False) -> None:
+        self.rows, self.vectors, self.masked = kernel.tiling.rows(vectors), vectors, masked
+        # out, its stride, init, its stride, columns; per run: a, its stride, k, w.
+        types = [POINTER, I64, POINTER, I64, I64] + [POINTER, I64, I64, POINTER] * len(runs)
         self._functions = [
             self._write(kernel.function(f"{name}_{height}", *types), height, runs) for height in range(1, self.rows + 1)
         ]
@@ -269,20 +356,17 @@ class Tile:
         grid = [(r, v) for r in range(height) for v in range(self.vectors)]
         masks = [e.mask(columns - v * e.lanes) for v in range(self.vectors)] if self.masked else []
 
-        def initial(r: int, v: int) -> Value:
-            if self.from_zero:
-                return e.zeros()
+        total: dict[tuple[int, int], Variable] = {}
+        for r, v in grid:
             at = init_stride * r + v * e.lanes
-            return e.load_masked(masks[v], init, at) if self.masked else e.load(init, at)
-
-        total = {(r, v): e.variable(e.vector, initial(r, v)) for r, v in grid}
+            value = e.load_masked(masks[v], init, at) if self.masked else e.load(init, at)
+            total[r, v] = e.variable(e.vector, value)
         for index, run in enumerate(runs):
-            a, a_stride, count, w, w_stride = e.arguments[5 + 5 * index : 10 + 5 * index]
-            rows = [e.at(a, r if run.transposed else a_stride * r) for r in range(height)]
+            a, a_stride, count, w = e.arguments[5 + 4 * index : 9 + 4 * index]
+            rows = [e.at(a, r if run.down else a_stride * r) for r in range(height)]
             with e.loop(0, count) as k:
-                weights = e.at(w, k * (w_stride if run.transposed else (run.last - run.first) * e.lanes))
-                place = k * a_stride if run.transposed else k
-                by_mask = run.transposed and self._masked_loads
+                weights = e.at(w, k * ((run.last - run.first) * e.lanes))
+                place = k * a_stride if run.down else k
                 # Loaded where first needed: those of the shorter side stay, those of the longer one pass by.
                 order = [(r, v) for r in range(height) for v in range(run.first, run.last)]
                 if height < run.last - run.first:
@@ -293,9 +377,9 @@ class Tile:
                     if r not in numbers:
                         numbers[r] = e.splat(e.load_one(rows[r], place))
                     if v not in vectors:
-                        at = (v - run.first) * e.lanes
-                        vectors[v] = e.load_masked(masks[v], weights, at) if by_mask else e.load(weights, at)
+                        vectors[v] = e.load(weights, (v - run.first) * e.lanes)
                     total[r, v].set(e.fma(numbers[r], vectors[v], total[r, v].get()))
+
         for r, v in grid:
             at = out_stride * r + v * e.lanes
             if self.masked:
@@ -311,7 +395,7 @@ class Tile:
         rows: Value,
         out: tuple[Value, Value],
         init: tuple[Value, Value],
-        *runs: tuple[Value, Value, Value, Value, Value],
+        *runs: tuple[Value, Value, Value, Value],
         columns: Value | None = None,
     ) -> None:
         """Call the tile of the right height.
@@ -319,36 +403,25 @@ class Tile:
         Args:
             rows: how many rows, at most `rows`; none is fine.
             out, init: each a pointer and the stride from row to row.
-            runs: for each, a, its stride, the number of k, w and its stride (of no meaning where w is packed).
+            runs: for each, a, its stride, the number of k, and w.
             columns: how many columns ``out`` has left, where the tile is masked.
         """
-        columns = columns or e.integer(0)
-        if self._last_rows is None:
-            self._call(e, rows, out, init, columns, *runs)
-            return
-        ((a, a_stride, count, w, w_stride),) = runs
-        beyond = e.most(self.vectors * e.lanes - columns, e.integer(0))
-        whole = e.most(count - (beyond + (w_stride - 1)) // w_stride, e.integer(0))
-        self._call(e, rows, out, init, columns, (a, a_stride, whole, w, w_stride))
-        rest = count - whole
-        with e.when(rest > 0), e.loop(0, columns, e.lanes) as column:
-            place = (e.at(out[0], column), out[1])
-            last = (e.at(a, whole * a_stride), a_stride, rest, e.at(w, whole * w_stride + column), w_stride)
-            self._last_rows._call(e, rows, place, place, columns - column, last)
-
-    def _call(
-        self,
-        e: Emitter,
-        rows: Value,
-        out: tuple[Value, Value],
-        init: tuple[Value, Value],
-        columns: Value,
-        *runs: tuple[Value, Value, Value, Value, Value],
-    ) -> None:
         flat = [value for run in runs for value in run]
         for height, function in enumerate(self._functions, 1):
             with e.when(rows.compare("==", height)):
-                e.call(function, *out, *init, columns, *flat)
+                e.call(function, *out, *init, columns or e.integer(0), *flat)
+
+
+@contextmanager
+def pieces(e: Emitter, count: Value, size: Value) -> Iterator[tuple[Value, Value]]:
+    """``for (begin, end) in the pieces of range(count)``.
+
+    A sum over many k is taken piece by piece, each for all rows, so that the packed weights of a piece stay in
+    the first-level cache while row after row is multiplied with them. Sums go through memory in between, which
+    changes no bit of them.
+    """
+    with e.loop(0, count, size) as begin:
+        yield begin, e.least(begin + size, count)
 
 
 def pack_vectors(e: Emitter, kernel: Kernel, plan: Plan) -> None:

@@ -44,6 +44,7 @@ class Machine:
         vector_bytes: width of a vector register.
         accumulators: vectors that a tile may keep in registers, leaving room for its operands.
         triple: as LLVM names the architecture and system; none for that of this process.
+        pause: LLVM's name of the instruction for loops that wait; empty where it is not known.
     """
 
     cpu: str
@@ -51,6 +52,7 @@ class Machine:
     vector_bytes: int
     accumulators: int
     triple: str = ""
+    pause: str = ""
 
     def lanes(self, dtype: str) -> int:
         return self.vector_bytes // SIZE[dtype]
@@ -71,7 +73,8 @@ def machine(triple: str, cpu: str, features: Mapping[str, bool]) -> Machine:
     else:
         width, accumulators = 16, 10
     flat = ",".join(f"{'+' if features[name] else '-'}{name}" for name in sorted(features))
-    return Machine(cpu, flat, width, accumulators, triple)
+    pause = "llvm.x86.sse2.pause" if triple.startswith("x86_64") else ""
+    return Machine(cpu, flat, width, accumulators, triple, pause)
 
 
 @lru_cache(maxsize=1)

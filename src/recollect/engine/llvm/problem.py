@@ -9,7 +9,7 @@ import ctypes
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -60,6 +60,50 @@ class Pass:
         self._function.run(arguments)
 
 
+class Division(NamedTuple):
+    """How the work of a step is divided among threads.
+
+    Attributes:
+        threads: how many.
+        by_units: each has units of its own, for all rows; otherwise rows of its own.
+    """
+
+    threads: int
+    by_units: bool
+
+    @property
+    def row_threads(self) -> int:
+        """Among how many threads the rows are dealt."""
+        return 1 if self.by_units else self.threads
+
+
+# Below so many multiply-adds in all, a second thread costs more than it brings; so does a word between threads
+# in each step, below so many in a step.
+_ALONE, _STEP_ALONE = 1 << 22, 1 << 16
+# A thread streams the weights that it multiplies with from a cache further away in each step, unless they fit
+# into its own; with fewer rows than this for each thread, that is what takes the time.
+_OWN_CACHE, _FEW_ROWS = 1 << 18, 16
+_FEWEST_ROWS = 4  # of its own that a thread is worth waking for
+
+
+def divide(kernels: Kernels, inputs: int, hidden: int, batch: int, rows: int, steps: int, threads: int) -> Division:
+    """Choose a division.
+
+    Args:
+        kernels, inputs, hidden, batch: as for `Problem`.
+        rows: N, of all steps.
+        steps: T.
+        threads: how many there are.
+    """
+    weights = len(kernels.plan.gates) * hidden * (inputs + hidden)
+    if threads == 1 or rows * weights < _ALONE:
+        return Division(1, False)
+    few = rows < _FEW_ROWS * threads * steps
+    if few and weights * SIZE[kernels.dtype] > _OWN_CACHE and rows * weights > _STEP_ALONE * steps:
+        return Division(threads, True)
+    return Division(max(1, min(threads, batch // _FEWEST_ROWS)), False)
+
+
 class Problem:
     """One layer in one direction, of given sizes.
 
@@ -69,7 +113,7 @@ class Problem:
         batch: B.
         batch_sizes: active rows at each step.
         reverse: backward in time.
-        threads: how many to use.
+        division: the threads, and what each of them does.
         team: where they come from.
 
     Attributes:
@@ -89,12 +133,12 @@ class Problem:
         batch: int,
         batch_sizes: Sequence[int],
         reverse: bool,
-        threads: int,
+        division: Division,
         team: Team,
     ) -> None:
         self.kernels, self.plan = kernels, kernels.plan
         self.tiling = tiling = kernels.tiling(inputs, hidden)
-        self.inputs, self.hidden, self.batch, self.threads = inputs, hidden, batch, threads
+        self.inputs, self.hidden, self.batch, self.division = inputs, hidden, batch, division
         self.begun = batch_sizes[0]
         self._offsets = np.array([0, *accumulate(batch_sizes)], dtype=np.int64)
         self.steps, self.rows = len(batch_sizes), int(self._offsets[-1])
@@ -102,17 +146,23 @@ class Problem:
         self.grad_width = max(self.width, round_up(hidden, tiling.hidden_wide * tiling.lanes))
         self.gates = len(self.plan.gates) * hidden
         self.columns = backward.chunk_columns(self.plan, hidden)
-        self.sums = round_up(self.columns, tiling.lanes)
+        self.sums = round_up(self.columns, WIDE * tiling.lanes)
         self._common = {
-            "threads": threads, "parallel": team.parallel, "thread_num": team.thread_num,
-            "num_threads": team.num_threads, "steps": self.steps, "batch": batch, "inputs": inputs,
-            "hidden": hidden, "width": self.width, "backward_in_time": int(reverse),
-            "offsets": self._offsets.ctypes.data,
+            "threads": division.threads, "by_units": int(division.by_units),
+            "parallel": team.parallel, "thread_num": team.thread_num,
+            "num_threads": team.num_threads, "yield_thread": team.yield_thread,
+            "steps": self.steps, "batch": batch, "inputs": inputs, "hidden": hidden, "width": self.width,
+            "backward_in_time": int(reverse), "offsets": self._offsets.ctypes.data,
         }  # fmt: skip
 
     def _blocks(self, tile_rows: int) -> int:
         """Blocks of batch rows: as many as tiles need, and as many for each thread."""
-        return min(self.batch, round_up(round_up(self.batch, tile_rows) // tile_rows, self.threads))
+        whole = round_up(self.batch, tile_rows) // tile_rows
+        return min(self.batch, round_up(whole, self.division.row_threads))
+
+    def _piece(self, blocks: int, vectors: int, count: int) -> int:
+        """How many k to take at once: all of them where no second block of rows would find them in the cache."""
+        return self.tiling.piece(vectors) if blocks > self.division.row_threads else count
 
     @cached_property
     def infer(self) -> Pass:
@@ -147,7 +197,11 @@ class Problem:
             *(f"{kind}.{name}" for kind in ("initial", "final") for name in plan.states),
             *(f"vector.{name}" for name in plan.vectors), *given_slots(plan),
         )  # fmt: skip
-        sizes = self._common | {"blocks": blocks, "keep": int(save)}
+        vectors = len(plan.accumulators) * self.tiling.unit_vectors
+        sizes = self._common | {
+            "blocks": blocks, "keep": int(save),
+            "piece": self._piece(blocks, vectors, self.inputs + self.hidden),
+        }  # fmt: skip
         return Pass(self.kernels.forward(self.tiling, save=save), sizes, names, parts)
 
     @cached_property
@@ -178,8 +232,10 @@ class Problem:
             *(f"vector.{name}" for name in plan.vectors), *given_slots(plan),
             "packed_vectors", "chunk", "packed_ih", "packed_hh",
         )  # fmt: skip
+        blocks = self._blocks(tiling.rows(tiling.hidden_wide))
         sizes = self._common | {
-            "blocks": self._blocks(tiling.rows(tiling.hidden_wide)), "chunk_steps": chunk_steps,
+            "blocks": blocks, "piece": self._piece(blocks, tiling.hidden_wide, self.gates),
+            "chunk_steps": chunk_steps,
             "chunk_stride": stride, "columns": self.columns, "grad_width": self.grad_width,
         }  # fmt: skip
         return Pass(self.kernels.backward(tiling), sizes, names, parts)
@@ -195,7 +251,7 @@ def most_memory(kernels: Kernels, inputs: int, hidden: int, rows: Any) -> Any:
 
 @lru_cache(maxsize=128)
 def dense_problem(
-    kernels: Kernels, inputs: int, hidden: int, batch: int, steps: int, reverse: bool, threads: int, team: Team
+    kernels: Kernels, inputs: int, hidden: int, batch: int, steps: int, reverse: bool, division: Division, team: Team
 ) -> Problem:
     """The problem of a dense batch, kept."""
-    return Problem(kernels, inputs, hidden, batch, [batch] * steps, reverse, threads, team)
+    return Problem(kernels, inputs, hidden, batch, [batch] * steps, reverse, division, team)

@@ -26,11 +26,12 @@ _PF_FORKNOEXEC = 0x40  # "forked but didn't exec", include/linux/sched.h
 
 @dataclass(frozen=True)
 class Team:
-    """Addresses of the OpenMP entry points; all 0 where there is one thread only."""
+    """Addresses of OpenMP's entry points and of the system's way to give the core away; all 0 for one thread only."""
 
     parallel: int
     thread_num: int
     num_threads: int
+    yield_thread: int
     why_single: str
 
     def size(self, wanted: int) -> int:
@@ -46,18 +47,19 @@ def team() -> Team:
 @lru_cache(maxsize=2)
 def _find(process: int) -> Team:
     if process != _FIRST_PROCESS or _was_forked():
-        return Team(0, 0, 0, "OpenMP does not survive a fork")
+        return Team(0, 0, 0, 0, "OpenMP does not survive a fork")
     if not sys.platform.startswith("linux"):
-        return Team(0, 0, 0, f"no OpenMP runtime is looked for on {sys.platform} yet")
+        return Team(0, 0, 0, 0, f"no OpenMP runtime is looked for on {sys.platform} yet")
     for library in _libraries():
         try:
             functions = [getattr(library, name) for name in
-                         ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")]  # fmt: skip
+                         ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads", "sched_yield")]  # fmt: skip
         except AttributeError:
             continue
         addresses = [ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions]
-        return Team(addresses[0], addresses[1], addresses[2], "")
-    return Team(0, 0, 0, "no OpenMP runtime is loaded")
+        parallel, thread_num, num_threads, yield_thread = addresses
+        return Team(parallel, thread_num, num_threads, yield_thread, "")
+    return Team(0, 0, 0, 0, "no OpenMP runtime is loaded")
 
 
 def _libraries() -> list[ctypes.CDLL]:

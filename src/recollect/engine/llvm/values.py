@@ -262,7 +262,7 @@ class Emitter:
         """x * y + z, fused where the machine can."""
         return self.intrinsic("fmuladd", self.vector, x, y, z)
 
-    def mask(self, count: Value) -> Value:
+    def mask(self, count: Value) -> Mask:
         """A condition that holds in the first ``count`` lanes."""
         wide = ir.VectorType(I64, self.lanes)
         undefined = ir.Constant(wide, ir.Undefined)
@@ -270,11 +270,25 @@ class Emitter:
         zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
         spread = self.builder.shuffle_vector(first, undefined, zeros)
         lanes = ir.Constant(wide, list(range(self.lanes)))
-        return Value(self.builder, self.builder.icmp_signed("<", lanes, spread))
+        return Mask(self.builder, self.builder.icmp_signed("<", lanes, spread), count >= self.lanes)
 
-    def store_masked(self, value: Value, mask: Value, pointer: Value, offset: Value | int) -> None:
+    @property
+    def masks_are_free(self) -> bool:
+        """Whether to store through a mask costs no more than to store: with AVX-512 (vectors of 64 bytes)."""
+        return self.lanes * self.size == 64
+
+    def store_masked(self, value: Value, mask: Mask, pointer: Value, offset: Value | int) -> None:
         """Store the lanes where ``mask`` holds; the others' memory is not touched."""
-        self._masked("store", VOID, [value.ir, self.at(pointer, offset).ir, mask.ir])
+        place = self.at(pointer, offset)
+        if self.masks_are_free:
+            self._masked("store", VOID, [value.ir, place.ir, mask.ir])
+            return
+        # AVX2's masked store takes a dozen cycles, and most vectors are whole.
+        with self.builder.if_else(mask.whole.ir) as (whole, part):
+            with whole:
+                self.store(value, place)
+            with part:
+                self._masked("store", VOID, [value.ir, place.ir, mask.ir])
 
     def load_masked(self, mask: Value, pointer: Value, offset: Value | int) -> Value:
         """Load the lanes where ``mask`` holds, 0 in the others."""
@@ -287,6 +301,16 @@ class Emitter:
         if known is None:
             known = ir.Function(self.module, ir.FunctionType(kind, [value.type for value in values]), name)
         return Value(self.builder, self.builder.call(known, values))
+
+
+class Mask(Value):
+    """A condition for each lane, with ``whole``: whether it holds in all."""
+
+    __slots__ = ("whole",)
+
+    def __init__(self, builder: ir.IRBuilder, value: Any, whole: Value) -> None:
+        super().__init__(builder, value)
+        self.whole = whole
 
 
 class Variable:
