@@ -19,38 +19,43 @@ PEERS = {
     "eager loop": ("#009e73", "^"),
 }
 OWN = ("#8d8200", "v")  # another layer of ours, and any peer without a line above
-_WIDTH, _GAP, _LEAST = 8.0, 0.072, 0.2  # inches: the page, from dot to dot, and a line of text
+_WIDTH, _GAP, _LEAST, _LINE = 8.0, 0.072, 0.2, 0.165  # inches: page, from dot to dot, a row, a line of the caption
+_LEFT, _RIGHT = 0.36, 0.93  # of the width
 
 
 def svg(found: Results) -> str:
-    """Draw all rows.
+    """Draw all rows of ``found``, which has at least one."""
+    import matplotlib
 
-    Args:
-        found: with at least one row.
-    """
+    file = io.StringIO()
+    # Text stays text, so that it can be read aloud, searched and scaled.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "recollect"}):
+        figure(found).savefig(file, format="svg", metadata={"Date": None, "Title": "Recollect beside its peers"})
+    return file.getvalue()
+
+
+def figure(found: Results) -> Any:
+    """The same as a matplotlib Figure, 8 inches wide."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    # Text stays text, so that it can be read aloud, searched and scaled.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "recollect", "font.size": 8.5,
-                                "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK,
-                                "ytick.color": INK, "axes.edgecolor": FAINT}):  # fmt: skip
-        panels = [each for each in (_speeds(found.rows), _costs(found.rows)) if each]
-        heights = [sum(map(_height, map(_own, groups(rows)))) for rows in panels]
-        caption = _caption(found)
-        figure = Figure(figsize=(_WIDTH, sum(heights) + 0.75 * len(panels) + 0.17 * len(caption) + 0.2))
-        figure.patch.set_alpha(0)
-        axes = figure.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
-        for rows, axis in zip(panels, axes, strict=True):
-            _panel(axis, rows)
-        tall = figure.get_figheight()
-        figure.subplots_adjust(0.36, (0.17 * len(caption) + 0.55) / tall, 0.93, 1 - 0.35 / tall,
-                               hspace=0.8 * len(panels) / sum(heights))  # fmt: skip
+    panels = [each for each in (_speeds(found.rows), _costs(found.rows)) if each]
+    heights = [sum(_height(own) for _, _, own in groups(rows)) for rows in panels]
+    caption = _caption(found)
+    above, between, below = 0.35, 0.85, 0.6 + _LINE * len(caption)
+    tall = above + sum(heights) + between * (len(panels) - 1) + below
+    style: dict[Any, Any] = {"font.size": 8.5, "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK,
+             "ytick.color": INK, "axes.edgecolor": FAINT}  # fmt: skip
+    with matplotlib.rc_context(style):
+        drawn = Figure(figsize=(_WIDTH, tall))
+        drawn.patch.set_alpha(0)
+        top = tall - above
+        for rows, height in zip(panels, heights, strict=True):
+            _panel(drawn.add_axes((_LEFT, (top - height) / tall, _RIGHT - _LEFT, height / tall)), rows)
+            top -= height + between
         for place, line in enumerate(reversed(caption)):
-            figure.text(0.01, (0.08 + 0.17 * place) / tall, line, fontsize=7.5)
-        file = io.StringIO()
-        figure.savefig(file, format="svg", metadata={"Date": None, "Title": "Recollect beside its peers"})
-    return file.getvalue()
+            drawn.text(0.01, (0.08 + _LINE * place) / tall, line, fontsize=7.5)
+    return drawn
 
 
 def _speeds(rows: Sequence[Row]) -> list[Row]:
@@ -59,10 +64,6 @@ def _speeds(rows: Sequence[Row]) -> list[Row]:
 
 def _costs(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.peer in OURS]
-
-
-def _own(group: tuple[str, str, list[Row]]) -> list[Row]:
-    return group[2]
 
 
 def _height(rows: Sequence[Row]) -> float:
@@ -112,7 +113,8 @@ def _scale(axis: Any, values: Sequence[float]) -> None:
 
     low, high = min([*values, 0.9]) / 1.05, max([*values, 1.3]) * 1.05
     fine = [0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.7, 2]
-    coarse = [base * 10.0**power for power in range(-3, 5) for base in (1, 2, 5)]
+    digits = (1, 1.5, 2, 3, 4, 6, 8) if high / low < 12 else (1, 2, 5)
+    coarse = [digit * 10.0**power for power in range(-3, 5) for digit in digits]
     ticks = [each for each in (fine if high / low < 2.5 else coarse) if low <= each <= high]
     axis.set_xlim(low, high)
     axis.xaxis.set_major_locator(FixedLocator(ticks))
@@ -132,14 +134,15 @@ def _caption(found: Results) -> list[str]:
         "Hollow: the middle half holds 1, so the noise is wider than the difference and no winner is shown.",
     ]
     for rows, name in ((_speeds(found.rows), "Speed"), (_costs(found.rows), "Cost")):
-        lines += _wrapped(f"{name}, dots from top to bottom, (B, I, H, T): ", map(str, map(tuple, shapes_of(rows))))
+        start = f"{name}, shapes (B, I, H, T) in the order of a row's dots from top to bottom: "
+        lines += _wrapped(start, map(str, map(tuple, shapes_of(rows))))
     lines.append(
         f"{machine['cpu']} ({machine['llvm_cpu']}), {machine['threads']} threads, {machine['dtype']}; {versions}"
     )
     return lines + [f"Skipped: {title}, {why}" for title, why in found.skipped.items()]
 
 
-def _wrapped(start: str, words: Any, width: int = 135) -> list[str]:
+def _wrapped(start: str, words: Any, width: int = 150) -> list[str]:
     import textwrap
 
     words = [word.replace(" ", "\N{NO-BREAK SPACE}") for word in words]

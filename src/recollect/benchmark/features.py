@@ -38,7 +38,7 @@ def unequal_lengths(full: bool) -> list[Subject]:
         for order in ("sorted", "unsorted"):
             make = partial(_lengths, order == "sorted", mode)
             found.append(Subject(f"{order} lengths", "dense LSTM", mode, prepare=make, **common))
-        found.append(Subject("PackedSequence", "torch.nn", mode, prepare=partial(_packed, mode), **common))
+        found.append(Subject("packed", "torch.nn", mode, prepare=partial(_packed, mode), **common))
     return found
 
 
@@ -61,14 +61,14 @@ def _cell(cell: cells.Cell, shape: Shape) -> Trial:
     batch, inputs, hidden, steps = shape
     x = torch.randn(steps, batch, inputs, requires_grad=True)
     grad = torch.randn(steps, batch, hidden)
-    calls, apart, work = [], [], []
+    calls, apart = [], []
     for each in (cell, cells.lstm):
         layer = recollect.nn.Recurrent(each, inputs, hidden)
         run, leaves = _outputs(layer, x), [x, *layer.parameters()]
         apart.append(difference_from_reference(run, leaves, [grad]))
         calls.append(train(run, leaves, [grad]))
-        work.append(multiply_adds(len(each.gates), shape))
-    return Trial(*calls, max(apart), work[0] * PASSES["training"], (work[0], work[1]))
+    ours, plain = (multiply_adds(len(each.gates), shape) for each in (cell, cells.lstm))
+    return Trial(calls[0], calls[1], max(apart), ours * PASSES["training"], (ours, plain))
 
 
 def _lengths(in_order: bool, mode: Mode, shape: Shape) -> Trial:
@@ -81,10 +81,10 @@ def _lengths(in_order: bool, mode: Mode, shape: Shape) -> Trial:
     leaves = [x, *layer.parameters()]
     ragged, dense = _outputs(layer, x, lengths=lengths), _outputs(layer, x)
     apart = difference_from_reference(ragged, leaves, [grad])
-    calls = [_call(mode, run, leaves, [grad]) for run in (ragged, dense)]
+    ours, plain = (_call(mode, run, leaves, [grad]) for run in (ragged, dense))
     valid = int(lengths.sum())
     products = multiply_adds(4, shape, valid) * PASSES[mode]
-    return Trial(*calls, apart, products, (valid, batch * steps))
+    return Trial(ours, plain, apart, products, (valid, batch * steps))
 
 
 def _packed(mode: Mode, shape: Shape) -> Trial:
@@ -98,9 +98,9 @@ def _packed(mode: Mode, shape: Shape) -> Trial:
     grad = torch.randn(x.shape[0], shape.hidden)
     sides = [(_rows(module, packed), [x, *module.parameters()]) for module in (ours, peer)]
     apart = difference(*(results(run, leaves, [grad]) for run, leaves in sides))
-    calls = [_call(mode, run, leaves, [grad]) for run, leaves in sides]
+    first, second = (_call(mode, run, leaves, [grad]) for run, leaves in sides)
     valid = int(lengths.sum())
-    return Trial(*calls, apart, multiply_adds(4, shape, valid) * PASSES[mode], (valid, valid))
+    return Trial(first, second, apart, multiply_adds(4, shape, valid) * PASSES[mode], (valid, valid))
 
 
 def _option(name: str, arguments: dict, mode: Mode, shape: Shape) -> Trial:
@@ -118,8 +118,9 @@ def _option(name: str, arguments: dict, mode: Mode, shape: Shape) -> Trial:
         run, sent = _outputs(layer, x, **keywords), grads
     leaves = [x, *layer.parameters()]
     apart = difference_from_reference(run, leaves, sent)
-    calls = _call(mode, run, leaves, sent), _call(mode, _outputs(plain, x), [x, *plain.parameters()], grads)
-    return Trial(*calls, apart, multiply_adds(4, shape) * PASSES[mode], (steps, steps))
+    first = _call(mode, run, leaves, sent)
+    second = _call(mode, _outputs(plain, x), [x, *plain.parameters()], grads)
+    return Trial(first, second, apart, multiply_adds(4, shape) * PASSES[mode], (steps, steps))
 
 
 def _draw(shape: Shape) -> torch.Tensor:

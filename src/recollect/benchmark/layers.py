@@ -31,6 +31,9 @@ SHAPES = (
 # What a step of a loop in Python costs, forward and backward together, and once.
 LOOP_SECONDS = {"inference": 60e-6, "training": 300e-6}
 CELLS = (cells.peephole_lstm, cells.cifg_lstm, cells.mgu, cells.slstm)
+_LABELS = {
+    "lstm": "LSTM", "peephole_lstm": "peephole LSTM", "cifg_lstm": "CIFG LSTM", "mgu": "MGU", "slstm": "sLSTM",
+}  # fmt: skip
 
 # Makes (ours, peer) with equal weights for I and H.
 Make = Callable[[int, int], tuple[nn.Module, nn.Module]]
@@ -52,22 +55,20 @@ def against_torch() -> list[Subject]:
 
 def against_loops() -> list[Subject]:
     """The LSTM in both modes, other cells in training, against the same step in a loop in PyTorch."""
-    wanted: list[tuple[str, cells.Cell, Mode]] = [("LSTM", cells.lstm, mode) for mode in MODES]
-    wanted += [(label(cell), cell, "training") for cell in CELLS]
+    wanted: list[tuple[cells.Cell, Mode]] = [(cells.lstm, mode) for mode in MODES]
+    wanted += [(cell, "training") for cell in CELLS]
     return [
         Subject(
-            name, "eager loop", mode, "speed", SHAPES,
+            label(cell), "eager loop", mode, "speed", SHAPES,
             partial(_prepare, partial(_with_loop, cell), len(cell.gates), mode), step_seconds=LOOP_SECONDS[mode],
         )
-        for name, cell, mode in wanted
+        for cell, mode in wanted
     ]  # fmt: skip
 
 
 def label(cell: cells.Cell) -> str:
     """A cell's name as tables print it."""
-    return {"peephole_lstm": "peephole LSTM", "cifg_lstm": "CIFG LSTM", "mgu": "MGU", "slstm": "sLSTM"}.get(
-        cell.name, cell.name
-    )
+    return _LABELS[cell.name]
 
 
 def module_trial(

@@ -7,6 +7,7 @@ where the equations allow it: this is the peer at its best, not our reference.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +17,9 @@ from torch.nn.functional import linear
 from recollect.nn import Recurrent
 
 States = Sequence[torch.Tensor]
-# (layer, x W_ih + b of one step [B, G * H], states before it) -> states after it, the output first.
-Step = Callable[[Recurrent, torch.Tensor, States], States]
+# (layer, x W_ih + b of one step [B, G * H], states before it) -> states after it, the output first. The layer is a
+# `Recurrent`, whose parameters are named by its cell, so that no type can know them.
+Step = Callable[[Any, torch.Tensor, States], States]
 
 
 class Loop(nn.Module):
@@ -28,7 +30,7 @@ class Loop(nn.Module):
         self.layer, self.step = layer, step
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, States]:
-        layer = self.layer
+        layer: Any = self.layer
         zeros = x.new_zeros(x.shape[1], layer.hidden_size)
         states: States = [zeros] * len(layer.cell.states)
         # Where b_hh is gated it cannot be added before the loop.
@@ -40,11 +42,11 @@ class Loop(nn.Module):
         return torch.stack(outputs), [state.unsqueeze(0) for state in states]
 
 
-def _preacts(layer: Recurrent, inputs: torch.Tensor, h: torch.Tensor, gates: int) -> States:
+def _preacts(layer: Any, inputs: torch.Tensor, h: torch.Tensor, gates: int) -> States:
     return torch.addmm(inputs, h, layer.weight_hh_l0.t()).chunk(gates, 1)
 
 
-def lstm(layer: Recurrent, inputs: torch.Tensor, states: States) -> States:
+def lstm(layer: Any, inputs: torch.Tensor, states: States) -> States:
     """One step of the LSTM."""
     h, c = states
     i, f, g, o = _preacts(layer, inputs, h, 4)
@@ -52,7 +54,7 @@ def lstm(layer: Recurrent, inputs: torch.Tensor, states: States) -> States:
     return torch.sigmoid(o) * torch.tanh(c), c
 
 
-def peephole_lstm(layer: Recurrent, inputs: torch.Tensor, states: States) -> States:
+def peephole_lstm(layer: Any, inputs: torch.Tensor, states: States) -> States:
     """One step of the LSTM with peepholes."""
     h, c = states
     i, f, g, o = _preacts(layer, inputs, h, 4)
@@ -62,7 +64,7 @@ def peephole_lstm(layer: Recurrent, inputs: torch.Tensor, states: States) -> Sta
     return torch.sigmoid(torch.addcmul(o, layer.vector_p_o_l0, c)) * torch.tanh(c), c
 
 
-def cifg_lstm(layer: Recurrent, inputs: torch.Tensor, states: States) -> States:
+def cifg_lstm(layer: Any, inputs: torch.Tensor, states: States) -> States:
     """One step of the LSTM with coupled gates."""
     h, c = states
     f, g, o = _preacts(layer, inputs, h, 3)
@@ -70,7 +72,7 @@ def cifg_lstm(layer: Recurrent, inputs: torch.Tensor, states: States) -> States:
     return torch.sigmoid(o) * torch.tanh(c), c
 
 
-def mgu(layer: Recurrent, inputs: torch.Tensor, states: States) -> States:
+def mgu(layer: Any, inputs: torch.Tensor, states: States) -> States:
     """One step of the minimal gated unit."""
     (h,) = states
     inp_f, inp_n = inputs.chunk(2, 1)
@@ -79,7 +81,7 @@ def mgu(layer: Recurrent, inputs: torch.Tensor, states: States) -> States:
     return (torch.lerp(h, torch.tanh(torch.addcmul(inp_n, f, rec_n)), f),)
 
 
-def slstm(layer: Recurrent, inputs: torch.Tensor, states: States) -> States:
+def slstm(layer: Any, inputs: torch.Tensor, states: States) -> States:
     """One step of xLSTM's scalar cell."""
     h, c, n, m = states
     i, f, g, o = _preacts(layer, inputs, h, 4)

@@ -21,7 +21,7 @@ class Row:
 
     Attributes:
         title, peer, mode, section, unit: of the `Subject`.
-        shape: (B, I, H, T).
+        shape: B, I, H, T.
         ratio: median of pairwise ratios; peer's time / ours, or for a cost ours / our plain layer's, per unit.
         low, high: the middle half of those ratios.
         seconds, peer_seconds: medians per unit.
@@ -35,7 +35,7 @@ class Row:
     mode: str
     section: str
     unit: str
-    shape: tuple[int, int, int, int]
+    shape: Shape
     refused: str | None = None
     ratio: float = 0.0
     low: float = 0.0
@@ -90,7 +90,7 @@ def read(path: Path) -> Results:
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        rows = [Row(**{**row, "shape": tuple(row["shape"])}) for row in found.pop("rows")]
+        rows = [Row(**{**row, "shape": Shape(*row["shape"])}) for row in found.pop("rows")]
         return Results(rows=rows, **found)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(
@@ -100,7 +100,7 @@ def read(path: Path) -> Results:
 
 def heading(subject: Subject, shape: Shape) -> Row:
     """A row without figures."""
-    return Row(subject.title, subject.peer, subject.mode, subject.section, subject.unit, tuple(shape))
+    return Row(subject.title, subject.peer, subject.mode, subject.section, subject.unit, shape)
 
 
 def figures(subject: Subject, trial: Trial, pair: Pair) -> dict[str, Any]:

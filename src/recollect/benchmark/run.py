@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import recollect
-from recollect.benchmark import jax_peer, plan, results, timing
+from recollect.benchmark import plan, results, timing
 from recollect.benchmark.machine import Peak
 from recollect.benchmark.parity import PARITY
 from recollect.benchmark.plan import Item
@@ -44,29 +44,34 @@ def measure(
 ) -> Results:
     """Measure one item after the other, with our backend forced so that a fallback could not flatter.
 
-    Each item may use its share of the time that is left; what the deadline leaves no room for is named.
+    Each item may use its share of the time that is left; what the deadline leaves no room for is named. The first
+    is measured in any case.
 
     Args:
         least, most: pairs of each item.
         deadline: of `time.perf_counter`.
     """
     found = Results(machine)
-    jax_peer.limit_threads(torch.get_num_threads())
-    ahead = sum(item.seconds for item in items)
-    whole = ahead or 1.0
+    whole = sum(item.seconds for item in items)
+    ahead = whole
     with recollect.set_backend("llvm"):
         for item in items:
             name = f"{item.subject.title} {item.subject.mode} {tuple(item.shape)}"
             progress(name, 1 - ahead / whole)
+            peak.look()
             now = time.perf_counter()
             until = now + (deadline - now) * item.seconds / ahead
-            peak.look()
-            row = _one(item, least, most, until, deadline) if now < deadline else None
+            ahead -= item.seconds
+            last = deadline if found.rows else math.inf  # one figure is better than none
+            try:
+                row = _one(item, least, most, until, last) if now < last else None
+            except ImportError as error:  # there, but it cannot be loaded
+                found.skipped[item.subject.title] = f"{item.subject.peer} cannot be imported ({error})"
+                continue
             if row is None:
                 found.left_out.append(name)
             else:
                 found.rows.append(row)
-            ahead -= item.seconds
     found.set_peak(peak.gflops)
     progress("", 1.0)
     return found

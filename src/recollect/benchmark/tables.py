@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich import box
@@ -21,25 +21,31 @@ LEGEND = (
     "so this run does not show which is faster."
 )
 TARGET = 1.15  # a cell's time per multiply-add over our LSTM's shall be below
+# Characters: the names and the mean, and one figure.
+_NAMES, _FIGURE = 44, 9
 COSTS = {
-    "cells": f"other cells, training: time per multiply-add over our LSTM's (target: below {TARGET})",
-    "lengths": "unequal lengths: vs is the peer's time / ours; over is time per valid step / dense time per step",
-    "options": "what an option costs: time over the plain LSTM's",
+    "cells": f"other cells: time per multiply-add over our LSTM's (target: below {TARGET})",
+    "lengths": "unequal lengths: time per valid step over dense time; packed: torch.nn's / ours",
+    "options": "what an option costs: time over our plain LSTM's",
 }
 
 
-def terminal(found: Results) -> list[Table | str]:
-    """Ratios against others, our times, then what our own features cost, and what was not measured."""
+def terminal(found: Results, width: int = 80) -> list[Table | str]:
+    """Ratios against others, our times, then what our own features cost, and what was not measured.
+
+    Args:
+        width: of the terminal in characters; a table with more shapes than it has room for goes on below.
+    """
     parts: list[Table | str] = []
     speed = [row for row in found.rows if row.section == "speed"]
     if speed:
-        parts += [_ratios(speed), _times(speed)]
+        parts += [*_ratios(speed, width), *_times(speed, width)]
     for section, title in COSTS.items():
         rows = [row for row in found.rows if row.section == section]
         parts += [_long(rows, title)] if rows else []
     if any(row.undecided for row in found.rows):
         parts.append(LEGEND)
-    parts += [f"refused: {row.title} {row.mode} {row.shape}: {row.refused}" for row in found.rows if row.refused]
+    parts += [f"refused: {row.title} {row.mode} {tuple(row.shape)}: {row.refused}" for row in found.rows if row.refused]
     parts += [f"skipped: {title}: {why}" for title, why in found.skipped.items()]
     parts += [f"no time for: {name}" for name in found.left_out]
     return parts
@@ -60,24 +66,31 @@ def markdown(found: Results) -> str:
     return "\n".join(lines)
 
 
-def _ratios(rows: list[Row]) -> Table:
-    shapes = shapes_of(rows)
-    table = _wide("peer's time / ours, median of pairs: above 1 ours is faster", [*shapes, "mean"])
-    for title, mode, own in groups(rows):
-        table.add_row(title, mode[:5], *_cells(own, shapes, _ratio), _mean(own))
-    return table
+def _ratios(rows: list[Row], width: int) -> Iterator[Table]:
+    pages = _pages(shapes_of(rows), width)
+    for page, shapes in enumerate(pages):
+        last = page == len(pages) - 1
+        headings = [*shapes, "mean"] if last else shapes
+        table = _wide("peer's time / ours, median of pairs: above 1 ours is faster", headings)
+        for title, mode, own in groups(rows):
+            table.add_row(title, mode[:5], *_cells(own, shapes, _ratio), *([_mean(own)] if last else []))
+        yield table
 
 
-def _times(rows: list[Row]) -> Table:
-    shapes = shapes_of(rows)
-    table = _wide("ours: µs per step, share of the FMA peak", shapes)
-    seen = set()
+def _times(rows: list[Row], width: int) -> Iterator[Table]:
+    ours: dict[tuple[str, str], list[Row]] = {}
     for title, mode, own in groups(rows):
-        ours = (title.partition(" vs ")[0], mode)  # the same layer stands beside several peers
-        if ours not in seen:
-            table.add_row(ours[0], mode[:5], *_cells(own, shapes, _time))
-        seen.add(ours)
-    return table
+        ours.setdefault((title.partition(" vs ")[0], mode), own)  # the same layer stands beside several peers
+    for shapes in _pages(shapes_of(rows), width):
+        table = _wide("ours: µs per step, share of the FMA peak", shapes)
+        for (name, mode), own in ours.items():
+            table.add_row(name, mode[:5], *_cells(own, shapes, _time))
+        yield table
+
+
+def _pages(shapes: list[Shape], width: int) -> list[list[Shape]]:
+    room = max(1, (width - _NAMES) // _FIGURE)
+    return [shapes[start : start + room] for start in range(0, len(shapes), room)]
 
 
 def _wide(title: str, headings: Sequence[Shape | str]) -> Table:
@@ -91,34 +104,37 @@ def _wide(title: str, headings: Sequence[Shape | str]) -> Table:
 
 def _long(rows: list[Row], title: str) -> Table:
     table = _table(title)
-    units = {row.unit for row in rows}
-    for name in ("", "", "(B, I, H, T)"):
+    for name in ("", "", "B,I,H,T"):
         table.add_column(name, no_wrap=True)
-    for name in ("ratio", "middle half", "time", "other's", "of peak"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
+    for name in ("ratio", "middle half", "ours", "other"):
+        table.add_column(name, justify="right")
+    shapes = shapes_of(rows)
+    for row in (row for _, _, own in groups(rows) for row in sorted(own, key=lambda row: shapes.index(row.shape))):
+        start = (row.title.partition(" over ")[0], row.mode[:5], ",".join(map(str, row.shape)))
         if row.refused:
-            table.add_row(row.title, row.mode[:5], str(row.shape), "refused")
-            continue
-        times = (_seconds(row.seconds), _seconds(row.peer_seconds))
-        table.add_row(row.title, row.mode[:5], str(row.shape), _ratio(row), f"{row.low:.2f}–{row.high:.2f}",
-                      *times, f"{row.percent_of_peak:.0f}%")  # fmt: skip
-    table.caption = f"times per {' and '.join(sorted(units))}"
+            table.add_row(*start, "refused")
+        else:
+            times = (_seconds(row.seconds), _seconds(row.peer_seconds))
+            table.add_row(*start, _ratio(row), f"{row.low:.2f}–{row.high:.2f}", *times)
+    table.caption = f"times per {' and '.join(sorted({row.unit for row in rows}))}"
     return table
 
 
 def _table(title: str) -> Table:
-    return Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left", caption_justify="left")
+    return Table(
+        title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left", caption_justify="left",
+        show_edge=False,
+    )  # fmt: skip
 
 
 def shapes_of(rows: Sequence[Row]) -> list[Shape]:
     """All shapes, the least arithmetic first."""
-    found = {Shape(*row.shape) for row in rows}
+    found = {row.shape for row in rows}
     return sorted(found, key=lambda s: (s.batch * s.hidden * (s.inputs + s.hidden) * s.steps, s))
 
 
 def _cells(rows: Sequence[Row], shapes: Sequence[Shape], show) -> list[str]:
-    by_shape = {Shape(*row.shape): row for row in rows}
+    by_shape = {row.shape: row for row in rows}
     return [show(by_shape[shape]) if shape in by_shape else "" for shape in shapes]
 
 

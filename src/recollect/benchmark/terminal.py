@@ -48,15 +48,16 @@ def compare(
             items, machine.machine(), peak, least=least, most=most, deadline=deadline,
             progress=lambda text, done: bar.update(task, description=text, completed=done),
         )  # fmt: skip
-    found.skipped = skipped
+    found.skipped = skipped | found.skipped
     return found
 
 
 def show(found: Results, console: Console) -> None:
     """Print the machine and the tables."""
-    console.print(" · ".join(f"{name} {value}" for name, value in found.machine.items()))
-    for part in tables.terminal(found):
-        console.print(part)
+    console.print(" · ".join(f"{name} {value}" for name, value in found.machine.items()), end="\n\n", markup=False)
+    for part in tables.terminal(found, console.width):
+        console.print(part, markup=False)
+        console.print()
 
 
 def write(found: Results, json: Path, svg: Path) -> None:
