@@ -55,15 +55,12 @@ def against_torch() -> list[Subject]:
 
 def against_loops() -> list[Subject]:
     """The LSTM in both modes, other cells in training, against the same step in a loop in PyTorch."""
-    wanted: list[tuple[cells.Cell, Mode]] = [(cells.lstm, mode) for mode in MODES]
-    wanted += [(cell, "training") for cell in CELLS]
-    return [
-        Subject(
-            label(cell), "eager loop", mode, "speed", SHAPES,
-            partial(_prepare, partial(_with_loop, cell), len(cell.gates), mode), step_seconds=LOOP_SECONDS[mode],
-        )
-        for cell, mode in wanted
-    ]  # fmt: skip
+    return [_against_loop(cells.lstm, mode) for mode in MODES] + [_against_loop(cell, "training") for cell in CELLS]
+
+
+def _against_loop(cell: cells.Cell, mode: Mode) -> Subject:
+    prepare = partial(_prepare, partial(_with_loop, cell), len(cell.gates), mode)
+    return Subject(label(cell), "eager loop", mode, "speed", SHAPES, prepare, step_seconds=LOOP_SECONDS[mode])
 
 
 def label(cell: cells.Cell) -> str:

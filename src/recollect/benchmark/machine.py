@@ -20,7 +20,6 @@ from recollect.engine.llvm.machine import Code, compile_module, host
 from recollect.engine.llvm.values import I64, POINTER, VOID, Emitter
 
 PEERS = ("jax", "jaxlib", "onnxruntime")
-CHAINS = 24  # independent sums: enough to hide the latency of an FMA
 
 
 class Peak:
@@ -35,10 +34,12 @@ class Peak:
 
     def __init__(self, threads: int) -> None:
         self.gflops = 0.0
-        self._lanes = host().lanes("float32")
-        code = Code(compile_module(_multiply_adds(self._lanes), host()), host())
+        # Independent sums hide the latency of an FMA, as long as they do not spill.
+        lanes, self._chains = host().lanes("float32"), host().accumulators
+        self._lanes = lanes
+        code = Code(compile_module(_multiply_adds(lanes, self._chains), host()), host())
         self._run = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(code.address("peak"))
-        self._memory = [numpy.zeros(CHAINS * self._lanes, dtype=numpy.float32) for _ in range(threads)]
+        self._memory = [numpy.zeros(self._chains * lanes, dtype=numpy.float32) for _ in range(threads)]
         self._code = code  # owns what `_run` points to
         for _ in range(5):
             self.look(4_000_000)
@@ -50,17 +51,17 @@ class Peak:
             start = time.perf_counter()
             list(pool.map(lambda each: self._run(each.ctypes.data, rounds), self._memory))
             seconds = time.perf_counter() - start
-        flops = 2 * len(self._memory) * CHAINS * self._lanes * rounds
+        flops = 2 * len(self._memory) * self._chains * self._lanes * rounds
         self.gflops = max(self.gflops, flops / seconds / 1e9)
 
 
-def _multiply_adds(lanes: int) -> str:
+def _multiply_adds(lanes: int, chains: int) -> str:
     module = ir.Module()
     function = ir.Function(module, ir.FunctionType(VOID, [POINTER, I64]), "peak")
     e = Emitter(function, "float32", lanes)
     place, count = e.arguments
     factor = e.load(place)
-    sums = [e.variable(e.vector, e.load(place, chain * lanes)) for chain in range(CHAINS)]
+    sums = [e.variable(e.vector, e.load(place, chain * lanes)) for chain in range(chains)]
     with e.loop(0, count):
         for chain in sums:
             chain.set(e.fma(factor, factor, chain.get()))

@@ -11,9 +11,9 @@ from recollect.benchmark.subject import PASSES, Shape, Subject, multiply_adds
 LEAST_PAIRS = 5  # fewer have no middle half to speak of
 MOST_PAIRS = 15
 # What is planned leaves room for guesses that were too low, and for more pairs where the noise wants them.
-_PLANNED = 0.6
+_PLANNED = 0.75
 # Guesses: what a usual call reaches of the peak, and the peer's time in ours.
-_EFFICIENCY, _PEER = 0.4, 2.0
+_EFFICIENCY, _PEER = 0.5, 1.5
 
 
 @dataclass(frozen=True)
@@ -35,30 +35,27 @@ def whole_grid(subjects: Sequence[Subject], peak: float) -> list[Item]:
 
 
 def fitting(subjects: Sequence[Subject], peak: float, seconds: float) -> list[Item]:
-    """As many shapes as ``seconds`` have room for: the first of every subject, then the second, and so on.
+    """As many shapes as ``seconds`` have room for: a shape is taken for all subjects or for none.
+
+    So the means of two subjects are over the same shapes. The first shape of a subject is always there; `run.measure`
+    leaves it out if there is no time when its turn comes.
 
     Args:
         peak: of the machine, in GFLOP/s.
 
     Returns:
-        Items, subject by subject, shapes in each subject's order. The first shape of a subject is always there;
-        `run.measure` leaves it out if there is no time when its turn comes.
+        Items, subject by subject, shapes in each subject's order.
     """
+    grid = whole_grid(subjects, peak)
     room = seconds * _PLANNED
-    taken: set[tuple[int, int]] = set()
+    taken = set()
     for rank in range(max((len(each.shapes) for each in subjects), default=0)):
-        for place, subject in enumerate(subjects):
-            if rank < len(subject.shapes):
-                cost = guess(subject, subject.shapes[rank], peak)
-                if rank == 0 or cost <= room:
-                    taken.add((place, rank))
-                    room -= cost
-    return [
-        Item(subject, shape, guess(subject, shape, peak))
-        for place, subject in enumerate(subjects)
-        for rank, shape in enumerate(subject.shapes)
-        if (place, rank) in taken
-    ]
+        shapes = {each.shapes[rank] for each in subjects if rank < len(each.shapes)}
+        cost = sum(item.seconds for item in grid if item.shape in shapes - taken)
+        if rank == 0 or cost <= room:
+            taken |= shapes
+            room -= cost
+    return [item for item in grid if item.shape in taken]
 
 
 def guess(subject: Subject, shape: Shape, peak: float) -> float:

@@ -116,7 +116,9 @@ def _long(rows: list[Row], title: str) -> Table:
         else:
             times = (_seconds(row.seconds), _seconds(row.peer_seconds))
             table.add_row(*start, _ratio(row), f"{row.low:.2f}–{row.high:.2f}", *times)
-    table.caption = f"times per {' and '.join(sorted({row.unit for row in rows}))}"
+    table.caption = f"times per {rows[0].unit}"
+    if any(row.section == "cells" for row in rows):
+        table.caption += "; at small shapes a call's own cost counts most, which fewer gates do not lessen"
     return table
 
 
