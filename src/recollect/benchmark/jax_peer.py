@@ -32,8 +32,8 @@ def against_jax() -> list[Subject]:
 def limit_threads(threads: int) -> None:
     """Give JAX as many threads as torch has; only before its first computation of a process.
 
-    XLA's CPU client reads the size of its only pool of workers from the environment, once. The calling thread
-    waits for them, so that no more than ``threads`` compute.
+    XLA's CPU client reads the size of its pool of workers from the environment, once. Whether the calling thread
+    computes beside them is up to XLA: that much more than torch JAX may use.
     """
     os.environ["PJRT_NPROC"] = os.environ["NPROC"] = str(threads)
 
