@@ -24,7 +24,10 @@ lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+# Peers besides torch are skipped unless they are there: .venv/bin/pip install -c constraints.txt -e '.[bench]'
 bench: venv
+	@$(BIN)/python -c 'import jax, onnx, onnxruntime' 2>/dev/null || \
+		echo "for JAX and ONNX Runtime: $(BIN)/pip install -c constraints.txt -e '.[bench]'"
 	$(BIN)/python -m benchmarks
 
 docs: venv

@@ -25,7 +25,7 @@ ORDER = [
     {"model_file"},
     {"training", "stream", "datasets"},
     {"diagnosis"},
-    {"estimators"},
+    {"estimators", "benchmark"},
     {"cli"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -15,9 +16,10 @@ from typer.testing import CliRunner
 
 import recollect
 from recollect import Forecaster, cells, datasets
+from recollect.benchmark import run as benchmark_run
 from recollect.cli.app import app
 
-COMMANDS = ("fit", "backtest", "forecast", "diagnose", "describe", "datasets")
+COMMANDS = ("fit", "backtest", "forecast", "diagnose", "describe", "bench", "datasets")
 QUICK = ["--epochs", "1", "--hidden-size", "4", "--context-length", "6"]
 
 
@@ -176,6 +178,34 @@ class TestDescribe:
         text = succeed("describe", "--model", "m")
         assert "h[t] = 0.5 · h[t-1] + sin(x[t] · W_ia + b_ia + h[t-1] · W_ha + b_ha)" in text
         assert "H = 4" in text
+
+
+class TestBench:
+    def test_an_example_writes_both_files(self, tmp_path):
+        text = succeed("bench", "--only", "resets= over plain LSTM inf", "--budget", 2, "-o", tmp_path, "--threads", 1)
+        assert "threads 1" in " ".join(text.split())
+        rows = json.loads((tmp_path / "recollect-bench.json").read_text())["rows"]
+        assert [row["title"] for row in rows] == ["resets= over plain LSTM"]
+        assert f"{rows[0]['ratio']:.2f}×" in text
+        assert "resets= over plain LSTM, inference" in (tmp_path / "recollect-bench.svg").read_text()
+
+    def test_a_parity_failure_shows_no_speed_and_fails(self, monkeypatch):
+        monkeypatch.setattr(benchmark_run, "PARITY", -1.0)
+        result = run("bench", "--only", "resets= over plain LSTM inf", "--budget", 2)
+        assert result.exit_code == 1
+        assert "refused: resets= over plain LSTM inference" in result.stdout
+        assert "×" not in result.stdout
+
+    def test_a_peer_that_is_not_there_is_skipped_by_name(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "jaxlib", None)
+        text = " ".join(succeed("bench", "--only", "JAX", "--budget", 2).split())
+        assert "skipped: LSTM vs JAX: " in text
+        assert "pip install 'recollect[bench]'" in text
+
+    def test_nothing_is_measured_for_a_folder_that_is_not_there_or_a_name_that_is_no_subjects(self, monkeypatch):
+        monkeypatch.setattr(benchmark_run, "measure", lambda *_, **__: pytest.fail("measured"))
+        assert_one_sentence(run("bench", "-o", "nowhere"), "nowhere")
+        assert_one_sentence(run("bench", "--only", "Mamba"), "Mamba", "GRU vs torch.nn")
 
 
 class TestDatasets:

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 import recollect
-from recollect.cli import data, describe, diagnose, fit, forecast
+from recollect.cli import bench, data, describe, diagnose, fit, forecast
 from recollect.errors import RecollectError
 
 
@@ -46,6 +46,7 @@ app.command("backtest")(fit.backtest)
 app.command("forecast")(forecast.forecast)
 app.command("diagnose")(diagnose.diagnose)
 app.command("describe")(describe.describe)
+app.command("bench")(bench.bench)
 app.command("datasets")(data.datasets)
 
 
