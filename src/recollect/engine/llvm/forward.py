@@ -36,7 +36,7 @@ from recollect.engine.plan import Plan
 def slots(plan: Plan) -> tuple[str, ...]:
     """The argument slots after the common ones."""
     return (
-        "keep", "x", "b_ih", "b_hh", "packed", "packed_bias", "packed_vectors", "saved",
+        "keep", "begun", "x", "b_ih", "b_hh", "packed", "packed_bias", "packed_vectors", "saved",
         *(f"y.{state}" for state in plan.outputs),
         *(f"{kind}.{state}" for kind in ("initial", "states", "final") for state in plan.states),
         *(f"vector.{name}" for name in plan.vectors),
@@ -49,8 +49,13 @@ def write(plan: Plan, tiling: Tiling, *, save: bool) -> Kernel:
     kernel = Kernel(tiling, slots(plan))
     pack, steps = _write_pack(kernel, plan), _write_steps(kernel, plan, save=save)
     e = kernel.entry("forward")
-    kernel.run(e, pack, kernel.threads_to_pack(e, len(plan.gates)))
-    kernel.run(e, steps, kernel.slot(e, "threads"))
+    # Its two halves can be called alone: whoever goes on step by step packs once.
+    for name, stage in (("pack_weights", pack), ("advance", steps)):
+        half = kernel.entry(name)
+        threads = kernel.threads_to_pack(half, len(plan.gates)) if stage is pack else kernel.slot(half, "threads")
+        kernel.run(half, stage, threads)
+        half.builder.ret_void()
+        e.call(half.function, e.arguments[0])
     e.builder.ret_void()
     return kernel
 
@@ -167,7 +172,7 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
                     value = e.load_masked(mask, initial[state], row * hidden + unit)
                     e.store(value, states[state], (row_in + row) * width + unit)
 
-        begins = step.active > step.active_before
+        begins = (step.active > step.active_before) & kernel.slot(e, "begun").compare("==", 0)
         with (
             e.when(begins),
             own_blocks(e, kernel, step.active) as (start, rows),

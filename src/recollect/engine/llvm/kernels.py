@@ -26,6 +26,10 @@ class Function:
         # ctypes lets go of the interpreter's lock during the call.
         self.run = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(code.address(name))
 
+    def entry(self, name: str) -> int:
+        """The address of an entry of its code, all of which take the same arguments."""
+        return self._code.address(name)
+
 
 class Kernels:
     """The kernels of one cell in one dtype and variant; each is compiled when first asked for."""

@@ -6,7 +6,7 @@ Kept from call to call, so that what is left to do for each is to fill in addres
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any
@@ -51,6 +51,21 @@ class Pass:
         self._template = kind(*(sizes.get(slot, 0) for slot in function.slots))
         self._places = [function.slots.index(name) for name in names]
         self._copy = kind.from_buffer_copy
+
+    def prepared(self, values: Mapping[str, int]) -> ctypes.Array[ctypes.c_int64]:
+        """Arguments with the values of some slots by name, for who keeps them and calls an `entry`."""
+        arguments = self._copy(self._template)
+        for name, value in values.items():
+            arguments[self.slot(name)] = value
+        return arguments
+
+    def slot(self, name: str) -> int:
+        """Where an argument is."""
+        return self._function.slots.index(name)
+
+    def entry(self, name: str) -> int:
+        """The address of one of the kernel's entries, which take the address of its arguments."""
+        return self._function.entry(name)
 
     def run(self, *addresses: int) -> None:
         """Run the kernel."""
