@@ -280,7 +280,7 @@ class TestRefused:
             load(torch.nn.Sequential(nn.LSTM(3, 5), torch.nn.Linear(4, 1)))
         with pytest.raises(InputError, match="one dtype"):
             load(torch.nn.Sequential(nn.LSTM(3, 5), torch.nn.Linear(5, 1).double()))
-        with pytest.raises(InputError, match="no layers|one dtype"):
+        with pytest.raises(InputError, match="no layers"):
             load(torch.nn.Sequential())
 
     def test_another_kind_of_file(self, tmp_path):

@@ -11,11 +11,15 @@ from recollect.engine.llvm.chain import Chain
 from recollect.engine.llvm.kernels import kernels_for
 from recollect.engine.llvm.problem import Problem
 from recollect.engine.llvm.team import Team
+from recollect.engine.llvm.workers import WORKERS
 from recollect.engine.plan import Variant
 from recollect.stream.model import Layer
 
 _LINE = 64  # bytes; vectors that begin on a cache line are loaded fastest
-_ALONE = Team(0, 0, 0, "")
+_ALONE = Team(0, 0, 0, "one thread is enough")
+
+# Below this many multiply-adds in a layer's step a second thread costs more than it brings.
+_MUCH = 1 << 18
 
 
 def _aligned(*shape: int, dtype: np.dtype) -> np.ndarray:
@@ -54,9 +58,19 @@ class Link:
         arguments = kernel.prepared(self.values | given)
         ctypes.CFUNCTYPE(None, ctypes.c_void_p)(kernel.entry("pack_weights"))(arguments)
 
-    def problem(self, streams: int) -> Problem:
-        """One step of so many streams; its kernel's arguments point into it."""
-        return Problem(self._kernels, self.layer.inputs, self.layer.hidden, streams, [streams], False, 1, _ALONE)
+    def problem(self, streams: int, threads: int = 1) -> Problem:
+        """One step of so many streams on so many threads; its kernel's arguments point into it."""
+        team = WORKERS.team(threads) if threads > 1 else _ALONE
+        layer = self.layer
+        return Problem(
+            self._kernels, layer.inputs, layer.hidden, streams, [streams], False, team.size(threads), team
+        )  # fmt: skip
+
+    def threads(self, streams: int, most: int) -> int:
+        """How many threads one step of so many streams is worth."""
+        layer = self.layer
+        work = streams * len(layer.cell.gates) * layer.hidden * (layer.inputs + layer.hidden)
+        return 1 if work < _MUCH else max(1, min(most, streams // 4))
 
 
 class Stage:
@@ -68,6 +82,7 @@ class Stage:
         link: the layer.
         streams: B.
         x: address of its input [B, I]; 0 where that comes with each step.
+        threads: how many to use at most.
 
     Attributes:
         link: the layer.
@@ -77,9 +92,9 @@ class Stage:
         turns: the kernel's arguments where the first set of rows is read, and where the second is.
     """
 
-    def __init__(self, link: Link, streams: int, x: int) -> None:
+    def __init__(self, link: Link, streams: int, x: int, threads: int) -> None:
         self.link, cell = link, link.layer.cell
-        self._problem = link.problem(streams)  # the arguments point into it
+        self._problem = link.problem(streams, link.threads(streams, threads))  # the arguments point into it
         self.kernel = self._problem.infer
         dtype = link.layer.initial[0].dtype
         self.states = [_aligned(2, streams, self._problem.width, dtype=dtype) for _ in cell.states]
@@ -116,6 +131,7 @@ class Streams:
         links: the layers, the lowest first.
         dtype: of all numbers.
         shape: of the input: [B, I], or [I] for a single stream.
+        threads: how many to use at most.
 
     Attributes:
         shape: of the input.
@@ -123,12 +139,12 @@ class Streams:
         chain: runs all layers once.
     """
 
-    def __init__(self, links: Sequence[Link], dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    def __init__(self, links: Sequence[Link], dtype: np.dtype, shape: tuple[int, ...], threads: int) -> None:
         self.shape, self.count = shape, shape[0] if len(shape) == 2 else 1
         self._stages: list[Stage] = []
         for link in links:
             x = self._stages[-1].output.ctypes.data if self._stages else 0
-            self._stages.append(Stage(link, self.count, x))
+            self._stages.append(Stage(link, self.count, x, threads))
         first, last = self._stages[0], self._stages[-1]
         shapes = (shape, (*shape[:-1], last.link.layer.hidden))
         rows = [stage.row for stage in self._stages]

@@ -55,8 +55,9 @@ class Stepper:
         >>> memory = stepper.snapshot()                      # bytes, to go on from here in another process
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, threads: int | None = None) -> None:
         """Pack the weights of a model; `load` reads one from a file."""
+        self._threads = _most_threads(threads)
         self._model = model
         self.input_size, self.output_size = model.layers[0].inputs, model.layers[-1].hidden
         self.dtype = model.dtype
@@ -65,22 +66,26 @@ class Stepper:
         self._call: Any = _nothing_yet
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Stepper:
+    def load(cls, path: str | os.PathLike[str], threads: int | None = None) -> Stepper:
         """Load a model that `recollect.save` wrote.
 
         Kernels that this machine has not compiled before are compiled now, in about half a second each.
 
         Args:
             path: the model file.
+            threads: how many threads a step may use; None stands for as many as this process has cores. A step that
+                is not worth more than one uses one, as every step of a few streams does. They are shared by all
+                steppers, and change no bit.
 
         Raises:
             ModelFileError: the file is truncated, altered, foreign, of a newer format, or of another kind.
             InputError: the model cannot run step by step (a bidirectional layer reads the future), is neither in
-                float32 nor in float64, or its layers do not follow on each other.
+                float32 nor in float64, or its layers do not follow on each other; ``threads`` is no positive whole
+                number.
             NotYetError: a layer projects its output (``proj_size``).
             OSError: there is no such file, or it cannot be read.
         """
-        return cls(read(path))
+        return cls(read(path), threads)
 
     @property
     def streams(self) -> int | None:
@@ -157,7 +162,7 @@ class Stepper:
                 return
             streams = self._streams
             if streams is None or streams.shape != shape:
-                streams = Streams(self._links, self.dtype, shape)
+                streams = Streams(self._links, self.dtype, shape, self._threads)
             with _at_rest(streams):
                 streams.write(states)
             self._streams, self._call = streams, streams.chain.call
@@ -173,7 +178,7 @@ class Stepper:
         with _lock:
             streams = self._streams
             if streams is None:
-                streams = self._streams = Streams(self._links, self.dtype, x.shape)
+                streams = self._streams = Streams(self._links, self.dtype, x.shape, self._threads)
             elif x.shape != streams.shape:
                 raise InputError(
                     "the number of streams changed", given=list(x.shape),
@@ -184,6 +189,14 @@ class Stepper:
             streams.chain.run(x.ctypes.data, y.ctypes.data)
             self._call = streams.chain.call
             return y
+
+
+def _most_threads(given: int | None) -> int:
+    if given is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+        raise InputError("threads is no positive whole number", given=repr(given), expected="1 or more, or None")
+    return given
 
 
 def _nothing_yet(x: Any) -> None:

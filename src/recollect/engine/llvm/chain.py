@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from recollect.engine.llvm import cache
-from recollect.engine.llvm.machine import COMPILING, Code, compile_module, host
+from recollect.engine.llvm.fixed import fixed_code
+from recollect.engine.llvm.machine import Code
 from recollect.engine.llvm.values import I64, POINTER, VOID, Emitter, Value
 
 # What the functions know about a chain, each in 64 bits. An array is taken if its type and dtype are these objects
@@ -142,14 +142,7 @@ _builtin.restype, _builtin.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes
 
 @lru_cache(maxsize=1)
 def _code() -> Code:
-    """The two functions, from the disk or compiled; whichever chain they are called for, they are the same."""
-    with COMPILING:
-        key = cache.key("chain", host())
-        object_file = cache.load(key)
-        if object_file is None:
-            object_file = compile_module(str(write()), host())
-            cache.store(key, object_file)
-        return Code(object_file, host())
+    return fixed_code("chain", write)
 
 
 def write() -> ir.Module:
