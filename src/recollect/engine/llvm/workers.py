@@ -25,6 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -190,7 +191,7 @@ class _Member(Emitter):
         _, name, numbers = _KNOWN[_architecture()]
         self.builder.call(self.of_system(name, VOID, *[_I32] * len(numbers)), [ir.Constant(_I32, n) for n in numbers])
 
-    def key(self) -> ir.Value:
+    def key(self) -> Any:
         return self.builder.trunc((self.get("key") - 1).ir, _I32)
 
     @contextmanager
