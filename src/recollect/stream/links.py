@@ -11,7 +11,7 @@ from recollect.engine.llvm.chain import Chain
 from recollect.engine.llvm.kernels import kernels_for
 from recollect.engine.llvm.problem import Problem
 from recollect.engine.llvm.team import Team
-from recollect.engine.llvm.workers import WORKERS
+from recollect.engine.llvm.workers import PARTS, WORKERS
 from recollect.engine.plan import Variant
 from recollect.stream.model import Layer
 
@@ -60,10 +60,9 @@ class Link:
 
     def problem(self, streams: int, threads: int = 1) -> Problem:
         """One step of so many streams on so many threads; its kernel's arguments point into it."""
-        team = WORKERS.team(threads) if threads > 1 else _ALONE
-        layer = self.layer
+        team, layer = WORKERS.team(threads) if threads > 1 else _ALONE, self.layer
         return Problem(
-            self._kernels, layer.inputs, layer.hidden, streams, [streams], False, team.size(threads), team
+            self._kernels, layer.inputs, layer.hidden, streams, [streams], False, team.size(PARTS * threads), team
         )  # fmt: skip
 
     def threads(self, streams: int, most: int) -> int:

@@ -2,15 +2,17 @@
 
 It is entered as OpenMP's is, through three functions, so a kernel does not know whose team it runs on:
 
-    parallel(region, arguments, count, flags)    each thread of the team calls region(arguments)
-    thread_num()                                 which thread this is, 0 for the one that entered
-    num_threads()                                how many there are in the region
+    parallel(region, arguments, count, flags)    region(arguments) is called ``count`` times, for a part each
+    thread_num()                                 which part this is
+    num_threads()                                how many there are
+
+A part is not a thread: whoever is free takes the next one, so a thread that the system has put aside keeps nobody
+waiting but for the part that it is at. (Hence a region may have no barrier inside; a kernel's one step has none.)
 
 There is one team in a process, and one region at a time: who enters holds the interpreter's lock. Workers wait in
-jitted code: they look for the next region for some hundred microseconds, then they sleep in the kernel (a futex) and
-use no processor. To wake one can take longer than a region does, so nobody waits for it: a region that finds sleepers
-is run by who entered alone, who wakes them for the next one if regions follow on each other fast enough for that.
-Workers are daemons, so they hold up no exit.
+jitted code: they look for parts for some hundred microseconds, then they sleep in the kernel (a futex) and use no
+processor. To wake one can take longer than a region does, so it is done only where regions follow on each other fast
+enough to find it awake; until then who entered takes all parts. Workers are daemons, so they hold up no exit.
 
 A forked child has the team's memory and none of its threads. Linux wipes that memory in the child
 (``MADV_WIPEONFORK``), whoever forked and however; a team of size 0 is the thread that enters alone.
@@ -40,12 +42,15 @@ _LINE = 8  # numbers of 64 bits
 # Where the team's numbers are; what different threads write lies on different cache lines.
 _PLACES = {
     "generation": 0,  # goes up with every region
+    "left": 1,  # parts that nobody has taken; below 0 where several found none
     "region": _LINE, "arguments": _LINE + 1, "count": _LINE + 2, "size": _LINE + 3, "key": _LINE + 4,
-    "done": 2 * _LINE,  # workers that are through with the region, or have no part in it
+    "limit": _LINE + 5,  # workers from this index on take no part
+    "done": 2 * _LINE,  # parts
     "sleepers": 3 * _LINE,
     "arrived": 4 * _LINE,
-    "left": 5 * _LINE,  # when the last region ended, in nanoseconds
+    "ended": 5 * _LINE,  # when the last region did, in nanoseconds
 }  # fmt: skip
+PARTS = 2  # for each thread of a team
 _PATIENCE = 10_000  # pauses of a worker before it sleeps: 200 to 500 microseconds
 _SOON = 100_000  # nanoseconds; a worker that was woken still looks when the next region comes after so long
 _WAIT, _WAKE, _ALL = 128, 129, 2**31 - 1  # FUTEX_WAIT_PRIVATE, FUTEX_WAKE_PRIVATE, linux/futex.h
@@ -101,10 +106,9 @@ class Workers:
         ctypes.CFUNCTYPE(None, ctypes.c_void_p)(code.address("team_begin"))(self._memory.ctypes.data)
 
     def _grow(self, memory: np.ndarray, code: Code, wanted: int) -> None:
-        work = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64)(code.address("team_work"))
+        work = ctypes.CFUNCTYPE(None, ctypes.c_int64)(code.address("team_work"))
         for index in range(int(memory[_PLACES["size"]]), wanted):
-            seen = int(memory[_PLACES["generation"]])
-            thread = threading.Thread(target=work, args=(index, seen), name=f"recollect-{index}", daemon=True)
+            thread = threading.Thread(target=work, args=(index,), name=f"recollect-{index}", daemon=True)
             try:
                 thread.start()
             except RuntimeError:  # as many threads as the system allows: the team stays as it is
@@ -134,8 +138,9 @@ def write() -> ir.Module:
     e = function("team_begin", VOID, POINTER)
     e.builder.store(e.arguments[0].ir, team)
     e.builder.ret_void()
-    _write_work(function("team_work", VOID, I64, I64))
-    _write_parallel(function("team_parallel", VOID, POINTER, POINTER, _I32, _I32))
+    take = _write_take(function("team_take", VOID))
+    _write_work(function("team_work", VOID, I64), take)
+    _write_parallel(function("team_parallel", VOID, POINTER, POINTER, _I32, _I32), take)
     _write_thread_num(function("team_thread_num", _I32))
     e = function("team_num_threads", _I32)
     e.builder.ret(e.builder.trunc(e.most(e.get("count"), e.integer(1)).ir, _I32))
@@ -160,8 +165,10 @@ class _Member(Emitter):
         """Plainly: others look at it once the generation has gone up, which is in order."""
         self.builder.store(value.ir, self.place(name))
 
-    def add(self, name: str, number: int) -> None:
-        self.builder.atomic_rmw("add", self.place(name), ir.Constant(I64, number), "seq_cst")
+    def change(self, what: str, name: str, number: Value | int) -> Value:
+        """Atomically ``"add"`` or ``"xchg"`` a number; returns what was there."""
+        value = number if isinstance(number, Value) else self.integer(number)
+        return Value(self.builder, self.builder.atomic_rmw(what, self.place(name), value.ir, "seq_cst"))
 
     @contextmanager
     def loop_while(self, condition: Callable[[], Value]) -> Iterator[None]:
@@ -194,6 +201,11 @@ class _Member(Emitter):
     def key(self) -> Any:
         return self.builder.trunc((self.get("key") - 1).ir, _I32)
 
+    def put_down(self, part: Value) -> None:
+        """Which part this thread is at, for `thread_num`."""
+        function = self.of_system("pthread_setspecific", _I32, _I32, POINTER)
+        self.builder.call(function, [self.key(), self.builder.inttoptr(part.ir, POINTER)])
+
     @contextmanager
     def spinning(self, condition: Callable[[], Value]) -> Iterator[None]:
         """While the condition holds: pause, and run the block whenever patience ends."""
@@ -214,55 +226,71 @@ class _Member(Emitter):
         return self.load_integer(time, self.integer(0)) * 1_000_000_000 + self.load_integer(time, self.integer(1))
 
 
-def _write_work(e: _Member) -> None:
-    """A worker's life: ``work(index, generation seen)``."""
-    index, seen = e.arguments[0], e.variable(I64, e.arguments[1])
-    setspecific = e.of_system("pthread_setspecific", _I32, _I32, POINTER)
-    e.builder.call(setspecific, [e.key(), e.builder.inttoptr(index.ir, POINTER)])
-    e.add("arrived", 1)
+def _write_take(e: _Member) -> ir.Function:
+    """Take parts until none is left.
+
+    The number alone says whether a part was taken, and a region lasts until all its parts are done: so whoever has
+    taken one, however late, finds the region that it belongs to.
+    """
+    part = e.variable(I64)
+
+    def taken() -> Value:
+        part.set(e.change("add", "left", -1) - 1)
+        return part.get() >= 0
+
+    with e.loop_while(taken):
+        e.put_down(part.get())
+        e.call_address(e.get("region"), _REGION, e.builder.inttoptr(e.get("arguments").ir, POINTER))
+        e.change("add", "done", 1)
+    e.builder.ret_void()
+    return e.function
+
+
+def _write_work(e: _Member, take: ir.Function) -> None:
+    """A worker's life."""
+    (index,) = e.arguments
+    seen = e.variable(I64)
+
+    def nothing_to_do() -> Value:
+        seen.set(e.get("generation"))  # first: a region that comes after this look is not slept through
+        return (e.get("left") <= 0) | (index >= e.get("limit"))
+
+    e.change("add", "arrived", 1)
     with e.loop_while(lambda: e.integer(0).compare("==", 0)):
-        with e.spinning(lambda: e.get("generation").compare("==", seen.get())):
-            # Counted first: who adds a generation after this sees a sleeper, and before it there is no sleep.
-            e.add("sleepers", 1)
+        with e.spinning(nothing_to_do):
+            e.change("add", "sleepers", 1)
             e.futex(_WAIT, seen.get())
-            e.add("sleepers", -1)
-        seen.set(seen.get() + 1)  # no region begins before all workers are through with the one before
-        with e.when(index < e.get("count")):
-            e.call_address(e.get("region"), _REGION, e.builder.inttoptr(e.get("arguments").ir, POINTER))
-        e.add("done", 1)
+            e.change("add", "sleepers", -1)
+        e.call(take)
     e.builder.ret_void()
 
 
-def _write_parallel(e: _Member) -> None:
+def _write_parallel(e: _Member, take: ir.Function) -> None:
     region, arguments, count, _ = e.arguments
-    size = e.get("size")
     address = Value(e.builder, e.builder.ptrtoint(region.ir, I64))
-    sleepers = e.get("sleepers") > 0
-    with e.builder.if_else(((size <= 1) | sleepers).ir) as (alone, together):
+    parts = Value(e.builder, e.builder.sext(count.ir, I64))
+    with e.builder.if_else((e.get("size") <= 1).ir) as (alone, together):
         with alone:
-            with e.when(size > 1):
-                e.set("count", e.integer(1))
-                with e.when(e.clock() - e.get("left") < _SOON):
-                    e.futex(_WAKE, e.integer(_ALL))
             e.call_address(address, _REGION, arguments.ir)
         with together:
             e.set("region", address)
             e.set("arguments", Value(e.builder, e.builder.ptrtoint(arguments.ir, I64)))
-            e.set("count", e.least(Value(e.builder, e.builder.sext(count.ir, I64)), size))
+            e.set("count", parts)
+            e.set("limit", parts // PARTS)
             e.set("done", e.integer(0))
-            e.add("generation", 1)
-            with e.when(e.get("sleepers") > 0):  # since a moment ago
+            e.change("xchg", "left", parts)
+            e.change("add", "generation", 1)
+            with e.when(e.get("sleepers") > 0), e.when(e.clock() - e.get("ended") < _SOON):
                 e.futex(_WAKE, e.integer(_ALL))
-            e.call_address(address, _REGION, arguments.ir)
-            with e.spinning(lambda: e.get("done") < size - 1):
+            e.call(take)
+            with e.spinning(lambda: e.get("done") < parts):
                 e.builder.call(e.of_system("sched_yield", _I32), [])
-    with e.when(size > 1):
-        e.set("left", e.clock())
+            e.set("ended", e.clock())
     e.builder.ret_void()
 
 
 def _write_thread_num(e: _Member) -> None:
-    """A worker's index, which it has put down for itself; nothing, so 0, in any other thread."""
+    """The part that this thread has put down for itself; 0 where there is no team."""
     number = e.variable(_I32, Value(e.builder, ir.Constant(_I32, 0)))
     with e.when(e.get("size") > 1):
         found = e.builder.call(e.of_system("pthread_getspecific", POINTER, _I32), [e.key()])
