@@ -283,6 +283,12 @@ class TestRefused:
         with pytest.raises(InputError, match="no layers"):
             load(torch.nn.Sequential())
 
+    def test_a_forecaster_whose_scale_is_each_windows_own(self, tmp_path):
+        model = recollect.Forecaster(context_length=4, hidden_size=3, epochs=1).fit(np.arange(40.0))
+        model.save(tmp_path / "m")
+        with pytest.raises(InputError, match=r"remedy: recollect\.Forecaster\.load\(path\)\.predict"):
+            Stepper.load(tmp_path / "m")
+
     def test_another_kind_of_file(self, tmp_path):
         write_model(tmp_path / "m", {"kind": "checkpoint"}, {"w": np.zeros(3)})
         with pytest.raises(ModelFileError, match="another kind"):

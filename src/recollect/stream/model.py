@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,11 +87,18 @@ def read(path: str | os.PathLike[str]) -> Model:
     Raises:
         ModelFileError: the file is truncated, altered, foreign, of a newer format or of another kind, or its layers
             do not fit its tensors or each other.
-        InputError: it holds a model that cannot be run step by step, or not in its dtype.
+        InputError: it holds a model that cannot be run step by step, such as a forecaster's, or not in its dtype.
         NotYetError: it holds a layer with a projection.
         OSError: there is no such file, or it cannot be read.
     """
     header, tensors = read_model(path)
+    if header["kind"] == "forecaster":
+        raise InputError(
+            "a forecaster cannot run step by step: each forecast scales its whole context anew, by that context's own "
+            "mean and spread, so its network has no state that a step could go on from",
+            given=Path(path).name, expected="a file that recollect.save wrote",
+            remedy="recollect.Forecaster.load(path).predict(values), with the values up to now",
+        )  # fmt: skip
     require_kind(header, "module", path)
     try:
         return _model(header, tensors)

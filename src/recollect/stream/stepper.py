@@ -79,9 +79,9 @@ class Stepper:
 
         Raises:
             ModelFileError: the file is truncated, altered, foreign, of a newer format, or of another kind.
-            InputError: the model cannot run step by step (a bidirectional layer reads the future), is neither in
-                float32 nor in float64, or its layers do not follow on each other; ``threads`` is no positive whole
-                number.
+            InputError: the model cannot run step by step (a bidirectional layer reads the future, a `Forecaster`
+                scales each context anew), is neither in float32 nor in float64, or its layers do not follow on each
+                other; ``threads`` is no positive whole number.
             NotYetError: a layer projects its output (``proj_size``).
             OSError: there is no such file, or it cannot be read.
         """

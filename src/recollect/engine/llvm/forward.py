@@ -10,7 +10,8 @@
 
 States live in buffers of rows padded to whole unit blocks. In training each step has rows of its own
 (``keep``), which the backward pass reads as the previous states; otherwise two sets of rows take turns.
-A row that ends goes to ``final`` instead of the next step's rows.
+A row that ends goes to ``final`` instead of the next step's rows. Where the states have ``begun``, they lie in the
+first step's rows already, and nothing is read from ``initial``.
 """
 
 from __future__ import annotations
