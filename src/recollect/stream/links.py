@@ -165,8 +165,8 @@ class Streams:
             state[rows] = initial
 
     def read(self) -> list[np.ndarray]:
-        """The states [B, H] of all layers."""
-        return [state for state, _ in self._states()]
+        """Copies of the states [B, H] of all layers."""
+        return [state.copy() for state, _ in self._states()]
 
     def write(self, states: Sequence[np.ndarray]) -> None:
         """Take these states, as `read` returns them."""

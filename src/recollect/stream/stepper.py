@@ -137,10 +137,12 @@ class Stepper:
         The format is written out in `recollect.stream.snapshot`: 96 bytes and the states.
         """
         with _lock:
-            if self._streams is None:
+            streams = self._streams
+            if streams is None:
                 return snapshot.pack(self._model, 0, 0, [])
-            with _at_rest(self._streams):
-                return snapshot.pack(self._model, self._streams.count, len(self._streams.shape), self._streams.read())
+            with _at_rest(streams):
+                states = streams.read()
+        return snapshot.pack(self._model, streams.count, len(streams.shape), states)
 
     def restore(self, data: bytes) -> None:
         """Go on from a snapshot: with its number of streams, whatever it was before, and what they remembered.
