@@ -25,6 +25,7 @@ MODULES = (
     "recollect.nn.init",
     "recollect.cells",
     "recollect.training",
+    "recollect.stream",
     "recollect.datasets",
     "recollect.diagnosis",
     "recollect.errors",

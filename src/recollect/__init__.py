@@ -27,6 +27,7 @@ _HOME = {
     "nn": "recollect.nn",
     "save": "recollect.model_file",
     "set_backend": "recollect.engine.dispatch",
+    "stream": "recollect.stream",
     "tbptt": "recollect.training",
     "training": "recollect.training",
 }
@@ -47,12 +48,13 @@ __all__ = [
     "nn",
     "save",
     "set_backend",
+    "stream",
     "tbptt",
     "training",
 ]
 
 if TYPE_CHECKING:
-    from recollect import cells, datasets, errors, nn, training
+    from recollect import cells, datasets, errors, nn, stream, training
     from recollect.cells.cell import cell
     from recollect.diagnosis import diagnose
     from recollect.engine.dispatch import set_backend
@@ -65,7 +67,6 @@ if TYPE_CHECKING:
 # Promised, and not there yet: name -> what to use until then.
 _LATER = {
     "SequenceClassifier": "recollect.nn.LSTM and a torch.nn.Linear, as in examples/digits_by_rows.py",
-    "stream": "a layer called with T = 1 and its state passed on",
 }
 
 

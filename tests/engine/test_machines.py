@@ -14,8 +14,8 @@ import recollect
 from assembly import MULTIPLY_ADD, STACK, functions, innermost_loops
 from recollect import cells
 from recollect.engine.llvm import backward, forward, kernels
-from recollect.engine.llvm.kernel import make_tiling
 from recollect.engine.llvm.machine import assembly, compile_module, host, machine
+from recollect.engine.llvm.tiling import make_tiling
 from recollect.engine.plan import make_plan
 from tolerances import GRADIENT, assert_equal
 

@@ -36,6 +36,10 @@ def test_custom_cell_learns_to_add(seed):
     assert load("custom_cell").main(seed=seed) < 0.02
 
 
+def test_a_stream_that_goes_on_after_a_crash():
+    assert load("stream_forever").main() < 1e-6
+
+
 def test_demo(tmp_path, capsys):
     demo = load("demo")
     report = tmp_path / "out" / "demo.html"

@@ -47,6 +47,8 @@ def _options() -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads = 1  # there is one operator
+    # Between its runs its threads would go on spinning on the cores that ours are measured on.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
 
 

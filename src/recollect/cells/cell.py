@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
-import keyword
 from collections import namedtuple
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from recollect.errors import CellError
+from recollect.graph.declaration import check_graph, declared_names
 from recollect.graph.graph import Graph
 from recollect.graph.trace import BATCH, UNITS, TorchTarget, trace
 
@@ -93,9 +93,9 @@ class Cell:
             GraphError: ``graph`` is not a serialised graph.
             CellError: the declaration is not valid, or the graph does not fit it.
         """
-        declared = _declaration(name, gates, states, vectors)
+        declared = declared_names(name, gates, states, vectors)
         parsed = Graph.from_json(graph)
-        _check_graph(name, *declared, parsed)
+        check_graph(name, *declared, parsed)
 
         def step(inp: Any, rec: Any, prev: Any, vec: Any = None) -> tuple[torch.Tensor, ...]:
             kinds = {"inp": inp, "rec": rec, "prev": prev, "vec": vec}
@@ -148,9 +148,9 @@ def cell(*, gates: str, states: str, vectors: str = "") -> Callable[[Callable[..
         name = getattr(function, "__name__", None)
         if not inspect.isfunction(function) or name is None:
             raise CellError("recollect.cell decorates a function", given=function, remedy="write the step with def")
-        declared = _declaration(name, gates, states, vectors)
+        declared = declared_names(name, gates, states, vectors)
         graph = _trace(function, *declared)
-        _check_graph(name, *declared, graph)
+        check_graph(name, *declared, graph)
         return Cell(
             function,
             name=name,
@@ -162,27 +162,6 @@ def cell(*, gates: str, states: str, vectors: str = "") -> Callable[[Callable[..
         )
 
     return decorate
-
-
-def _declaration(name: str, *texts: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    if not isinstance(name, str) or not name.isidentifier():
-        raise CellError("a cell is called by the name of its function", given=name, remedy="write the step with def")
-    found = []
-    for what, text in zip(("gates", "states", "vectors"), texts, strict=True):
-        if not isinstance(text, str):
-            raise CellError(f"cell {name!r}: {what} must be names in one string", given=text, expected=f'{what}="a b"')
-        names = tuple(text.split())
-        for each in names:
-            if not each.isidentifier() or keyword.iskeyword(each) or each.startswith("_"):
-                raise CellError(f"cell {name!r}: {each!r} cannot be a name", given=f"{what}={text!r}")
-        twice = sorted({each for each in names if names.count(each) > 1})
-        if twice:
-            raise CellError(f"cell {name!r} names {twice[0]!r} twice", given=f"{what}={text!r}")
-        found.append(names)
-    for what, names in zip(("gates", "states"), found, strict=False):
-        if not names:
-            raise CellError(f"cell {name!r} has no {what}", given=f'{what}=""', expected="at least one name")
-    return found[0], found[1], found[2]
 
 
 def _trace(
@@ -221,32 +200,3 @@ def _trace(
                 remedy=f"did you mean {kind}.{near[0]}?" if near else "declare the name in the decorator",
             ) from None
         raise
-
-
-def _check_graph(
-    name: str, gates: tuple[str, ...], states: tuple[str, ...], vectors: tuple[str, ...], graph: Graph
-) -> None:
-    known = {f"{kind}.{gate}" for kind in ("inp", "rec") for gate in gates}
-    known |= {f"prev.{state}" for state in states} | {f"vec.{vector}" for vector in vectors}
-    foreign = sorted(set(graph.leaves) - known)
-    if foreign or tuple(n for n, _ in graph.outputs) != states:
-        raise CellError(
-            f"the graph of cell {name!r} does not fit its declaration",
-            given=foreign or [n for n, _ in graph.outputs],
-            expected=sorted(known) if foreign else states,
-        )
-    for gate in gates:
-        if not {f"inp.{gate}", f"rec.{gate}"} & set(graph.leaves):
-            raise CellError(
-                f"cell {name!r} declares gate {gate!r} and never uses it",
-                given=f"gates={' '.join(gates)!r}",
-                expected=f"inp.{gate} or rec.{gate} in what the step returns",
-                remedy=f"use it, or leave {gate!r} out of gates",
-            )
-    for vector in vectors:
-        if f"vec.{vector}" not in graph.leaves:
-            raise CellError(
-                f"cell {name!r} declares vector {vector!r} and never uses it",
-                given=f"vectors={' '.join(vectors)!r}",
-                remedy=f"use vec.{vector}, or leave it out of vectors",
-            )

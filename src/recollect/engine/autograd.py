@@ -12,9 +12,10 @@ from torch.autograd import forward_ad
 from recollect.cells.cell import Cell
 from recollect.engine import reference
 from recollect.engine.buffers import Buffer
+from recollect.engine.llvm.division import divide
 from recollect.engine.llvm.kernels import Kernels, kernels_for
 from recollect.engine.llvm.machine import host
-from recollect.engine.llvm.problem import Problem, dense_problem, divide
+from recollect.engine.llvm.problem import Problem, dense_problem
 from recollect.engine.llvm.team import team
 from recollect.engine.plan import Variant
 from recollect.engine.readable import check_readable, readable

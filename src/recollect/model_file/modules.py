@@ -136,6 +136,18 @@ _ARGUMENTS: dict[str, dict[str, type]] = {
 _MAY_BE_UNSAID = {"recurrent_dropout", "zoneout", "learned_initial_state", "proj_size"}
 
 
+def check_arguments(kind: str, values: Mapping[str, Any]) -> None:
+    """Check the names and exact types of a layer's arguments in a header, whatever their values.
+
+    Raises:
+        KeyError: there is no such kind of layer.
+        ValueError: they are not those of this kind.
+    """
+    expected = {key: cast for key, cast in _ARGUMENTS[kind].items() if key in values or key not in _MAY_BE_UNSAID}
+    if {key: type(value) for key, value in values.items()} != expected:
+        raise ValueError(f"the arguments of {kind} are {', '.join(expected)}, not {values}")
+
+
 def _layer_classes() -> dict[str, type[nn.Module]]:
     import torch
 
@@ -199,9 +211,7 @@ def _build(spec: dict[str, Any], tensor_count: int) -> nn.Module:
             module.add_module(name, _build(layer, tensor_count))
     else:
         cell = values.pop("cell", None)
-        expected = {key: cast for key, cast in _ARGUMENTS[kind].items() if key in values or key not in _MAY_BE_UNSAID}
-        if {key: type(value) for key, value in values.items()} != expected:
-            raise ValueError(f"the arguments of {kind} are {', '.join(expected)}, not {values}")
+        check_arguments(kind, values)
         # Each layer of a recurrent module has tensors of its own, so more layers than tensors is a lie.
         if values.get("num_layers", 1) > tensor_count:
             raise ValueError(f"{values['num_layers']} layers but only {tensor_count} tensors")

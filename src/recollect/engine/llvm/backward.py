@@ -19,21 +19,9 @@ A row of a chunk's buffer holds ``dinp`` for all gates, then ``drec`` where it d
 from __future__ import annotations
 
 from recollect.engine.llvm.functions import VectorTarget
-from recollect.engine.llvm.kernel import (
-    WIDE,
-    Kernel,
-    Run,
-    Share,
-    Step,
-    Tile,
-    Tiling,
-    given_slots,
-    load_given,
-    pack_vectors,
-    pieces,
-    round_up,
-    walk,
-)
+from recollect.engine.llvm.kernel import Kernel, Share, Step, given_slots, load_given, pack_vectors, walk
+from recollect.engine.llvm.tile import Run, Tile, pieces
+from recollect.engine.llvm.tiling import WIDE, Tiling, round_up
 from recollect.engine.llvm.values import SIZE, Emitter, Value
 from recollect.engine.plan import Plan
 

@@ -13,7 +13,8 @@
 
 States live in buffers of rows padded to whole unit blocks. In training each step has rows of its own
 (``keep``), which the backward pass reads as the previous states; otherwise two sets of rows take turns.
-A row that ends goes to ``final`` instead of the next step's rows.
+A row that ends goes to ``final`` instead of the next step's rows. Where the states have ``begun``, they lie in the
+first step's rows already, and nothing is read from ``initial``.
 """
 
 from __future__ import annotations
@@ -21,19 +22,9 @@ from __future__ import annotations
 from llvmlite import ir
 
 from recollect.engine.llvm.functions import VectorTarget
-from recollect.engine.llvm.kernel import (
-    SLAB,
-    Kernel,
-    Run,
-    Share,
-    Tile,
-    Tiling,
-    given_slots,
-    load_given,
-    pack_vectors,
-    pieces,
-    walk,
-)
+from recollect.engine.llvm.kernel import SLAB, Kernel, Share, given_slots, load_given, pack_vectors, walk
+from recollect.engine.llvm.tile import Run, Tile, pieces
+from recollect.engine.llvm.tiling import Tiling
 from recollect.engine.llvm.values import I64, POINTER, Emitter, Value
 from recollect.engine.plan import Plan
 
@@ -41,7 +32,7 @@ from recollect.engine.plan import Plan
 def slots(plan: Plan) -> tuple[str, ...]:
     """The argument slots after the common ones."""
     return (
-        "keep", "piece", "x", "b_ih", "b_hh", "packed", "packed_bias", "packed_vectors", "saved",
+        "keep", "begun", "piece", "x", "b_ih", "b_hh", "packed", "packed_bias", "packed_vectors", "saved",
         *(f"y.{state}" for state in plan.outputs),
         *(f"{kind}.{state}" for kind in ("initial", "states", "final") for state in plan.states),
         *(f"vector.{name}" for name in plan.vectors),
@@ -54,9 +45,14 @@ def write(plan: Plan, tiling: Tiling, *, save: bool) -> Kernel:
     kernel = Kernel(tiling, slots(plan))
     pack, steps = _write_pack(kernel, plan), _write_steps(kernel, plan, save=save)
     e = kernel.entry("forward")
-    kernel.run(e, pack, kernel.threads_to_pack(e, len(plan.gates)))
-    kernel.open_meeting(e)
-    kernel.run(e, steps, kernel.slot(e, "threads"))
+    # Its two halves can be called alone: whoever goes on step by step packs once.
+    for name, stage in (("pack_weights", pack), ("advance", steps)):
+        half = kernel.entry(name)
+        threads = kernel.threads_to_pack(half, len(plan.gates)) if stage is pack else kernel.slot(half, "threads")
+        kernel.open_meeting(half)
+        kernel.run(half, stage, threads)
+        half.builder.ret_void()
+        e.call(half.function, e.arguments[0])
     e.builder.ret_void()
     return kernel
 
@@ -176,7 +172,7 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
                     value = e.load_masked(mask, initial[state], row * hidden + unit)
                     e.store(value, states[state], (row_in + row) * width + unit)
 
-        begins = step.active > step.active_before
+        begins = (step.active > step.active_before) & kernel.slot(e, "begun").compare("==", 0)
         with (
             e.when(begins),
             share.rows(e, step.active) as (start, rows),

@@ -1,4 +1,4 @@
-"""What the forward and the backward kernel share: arguments, threads, the walk through time, the tile."""
+"""What the forward and the backward kernel share: arguments, threads, the walk through time."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from llvmlite import ir
 
-from recollect.engine.llvm.machine import Machine
-from recollect.engine.llvm.values import I64, POINTER, SIZE, VOID, Emitter, Value, Variable
+from recollect.engine.llvm.tiling import Tiling
+from recollect.engine.llvm.values import I64, POINTER, VOID, Emitter, Value
 from recollect.engine.plan import Plan
 
 # Slots that every kernel begins with: the team, and the layout of the rows. ``offsets`` [T + 1] says where the
@@ -21,75 +21,7 @@ COMMON = (
 )  # fmt: skip
 _MANY_WEIGHTS = 1 << 18  # copied in about the time that it takes to wake a thread on a busy machine
 _APART = 16  # integers: two cache lines, which some machines fetch together
-_PIECE_BYTES = 1 << 14
 _SPINS = 100  # a few microseconds
-WIDE = 4  # vectors side by side in a tile, where the matrix is that wide
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How a plan is cut into tiles on a machine, for one dtype.
-
-    A *unit block* is ``unit_vectors`` vectors of hidden units; a tile of the forward pass holds all
-    accumulators of one unit block for some batch rows in registers. The products of the backward pass are
-    cut into panels of ``wide`` vectors.
-
-    Attributes:
-        dtype, lanes: numbers and how many of them are in a vector.
-        registers: accumulators that fit into registers.
-        unit_vectors: vectors in a unit block.
-        hidden_wide, input_wide: vectors in a panel of H and of I columns.
-        pause: what a waiting thread calls to leave the core's resources to others, by LLVM's name; or empty.
-    """
-
-    dtype: str
-    lanes: int
-    registers: int
-    unit_vectors: int
-    hidden_wide: int
-    input_wide: int
-    pause: str
-
-    @property
-    def block(self) -> int:
-        """Units in a unit block."""
-        return self.unit_vectors * self.lanes
-
-    def rows(self, vectors: int) -> int:
-        """The tallest tile of so many vectors."""
-        return max(1, min(8, self.registers // vectors))
-
-    def piece(self, vectors: int) -> int:
-        """How many k of a panel so wide stay in half of a first-level cache."""
-        return _PIECE_BYTES // (vectors * self.lanes * SIZE[self.dtype])
-
-    def width(self, hidden: int) -> int:
-        """H rounded up to whole unit blocks: the row length of states and saved values."""
-        return round_up(hidden, self.block)
-
-
-def round_up(count: int, unit: int) -> int:
-    """The next multiple of ``unit``."""
-    return -(-count // unit) * unit
-
-
-def make_tiling(plan: Plan, machine: Machine, dtype: str, inputs: int, hidden: int) -> Tiling:
-    """Choose tiles: about four vectors wide, and as many rows as registers allow."""
-    lanes = machine.lanes(dtype)
-
-    def panel(count: int) -> int:
-        vectors = round_up(count, lanes) // lanes
-        return min(range(min(WIDE, vectors), 0, -1), key=lambda wide: round_up(vectors, wide))
-
-    return Tiling(
-        dtype=dtype,
-        lanes=lanes,
-        registers=machine.accumulators,
-        unit_vectors=max(1, min(WIDE // len(plan.accumulators), round_up(hidden, lanes) // lanes)),
-        hidden_wide=panel(hidden),
-        input_wide=panel(inputs),
-        pause=machine.pause,
-    )
 
 
 class Kernel:
@@ -315,113 +247,6 @@ class Slab:
         """``for (which of the slab's, first row, rows) in the blocks``."""
         with e.loop(0, self.count) as index:
             yield index, *self.share._rows(e, self.first + index * self.share._row_threads, active)
-
-
-@dataclass(frozen=True)
-class Run:
-    """One product that a tile adds: ``a[r][k] w[k][v]`` for the vectors [first, last).
-
-    ``w`` is packed: one row of ``last - first`` vectors after the other. k runs along a row of ``a``, or, with
-    ``down``, over the rows of ``a``, whose columns r are then.
-    """
-
-    first: int
-    last: int
-    down: bool = False
-
-
-class Tile:
-    """A block of accumulators that stays in registers, written for each number of rows up to ``rows``.
-
-    ``out[r][v] = init[r][v] + sum over runs of sum_k a[r][k] w[k][v]``
-
-    Args:
-        vectors: width of the block.
-        runs: the products.
-        masked: ``init`` and ``out`` are only as wide as told.
-    """
-
-    def __init__(self, kernel: Kernel, name: str, vectors: int, runs: Sequence[Run], *, masked: bool = False) -> None:
-        self.rows, self.vectors, self.masked = kernel.tiling.rows(vectors), vectors, masked
-        # out, its stride, init, its stride, columns; per run: a, its stride, k, w.
-        types = [POINTER, I64, POINTER, I64, I64] + [POINTER, I64, I64, POINTER] * len(runs)
-        self._functions = [
-            self._write(kernel.function(f"{name}_{height}", *types), height, runs) for height in range(1, self.rows + 1)
-        ]
-
-    def _write(self, e: Emitter, height: int, runs: Sequence[Run]) -> ir.Function:
-        # By itself, its loop has all registers: inlined, addresses of what surrounds it would crowd the stack.
-        e.function.attributes.add("noinline")
-        out, out_stride, init, init_stride, columns = e.arguments[:5]
-        grid = [(r, v) for r in range(height) for v in range(self.vectors)]
-        masks = [e.mask(columns - v * e.lanes) for v in range(self.vectors)] if self.masked else []
-
-        total: dict[tuple[int, int], Variable] = {}
-        for r, v in grid:
-            at = init_stride * r + v * e.lanes
-            value = e.load_masked(masks[v], init, at) if self.masked else e.load(init, at)
-            total[r, v] = e.variable(e.vector, value)
-        for index, run in enumerate(runs):
-            a, a_stride, count, w = e.arguments[5 + 4 * index : 9 + 4 * index]
-            rows = [e.at(a, r if run.down else a_stride * r) for r in range(height)]
-            with e.loop(0, count) as k:
-                weights = e.at(w, k * ((run.last - run.first) * e.lanes))
-                place = k * a_stride if run.down else k
-                # Loaded where first needed: those of the shorter side stay, those of the longer one pass by.
-                order = [(r, v) for r in range(height) for v in range(run.first, run.last)]
-                if height < run.last - run.first:
-                    order.sort(key=lambda pair: pair[1])
-                numbers: dict[int, Value] = {}
-                vectors: dict[int, Value] = {}
-                for r, v in order:
-                    if r not in numbers:
-                        numbers[r] = e.splat(e.load_one(rows[r], place))
-                    if v not in vectors:
-                        vectors[v] = e.load(weights, (v - run.first) * e.lanes)
-                    total[r, v].set(e.fma(numbers[r], vectors[v], total[r, v].get()))
-
-        for r, v in grid:
-            at = out_stride * r + v * e.lanes
-            if self.masked:
-                e.store_masked(total[r, v].get(), masks[v], out, at)
-            else:
-                e.store(total[r, v].get(), out, at)
-        e.builder.ret_void()
-        return e.function
-
-    def call(
-        self,
-        e: Emitter,
-        rows: Value,
-        out: tuple[Value, Value],
-        init: tuple[Value, Value],
-        *runs: tuple[Value, Value, Value, Value],
-        columns: Value | None = None,
-    ) -> None:
-        """Call the tile of the right height.
-
-        Args:
-            rows: how many rows, at most `rows`; none is fine.
-            out, init: each a pointer and the stride from row to row.
-            runs: for each, a, its stride, the number of k, and w.
-            columns: how many columns ``out`` has left, where the tile is masked.
-        """
-        flat = [value for run in runs for value in run]
-        for height, function in enumerate(self._functions, 1):
-            with e.when(rows.compare("==", height)):
-                e.call(function, *out, *init, columns or e.integer(0), *flat)
-
-
-@contextmanager
-def pieces(e: Emitter, count: Value, size: Value) -> Iterator[tuple[Value, Value]]:
-    """``for (begin, end) in the pieces of range(count)``.
-
-    A sum over many k is taken piece by piece, each for all rows, so that the packed weights of a piece stay in
-    the first-level cache while row after row is multiplied with them. Sums go through memory in between, which
-    changes no bit of them.
-    """
-    with e.loop(0, count, size) as begin:
-        yield begin, e.least(begin + size, count)
 
 
 def pack_vectors(e: Emitter, kernel: Kernel, plan: Plan) -> None:

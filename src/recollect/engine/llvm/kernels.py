@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 
 from recollect.engine.llvm import backward, cache, forward
-from recollect.engine.llvm.kernel import Tiling, make_tiling
 from recollect.engine.llvm.machine import COMPILING, Code, compile_module, host
+from recollect.engine.llvm.tiling import Tiling, make_tiling
 from recollect.engine.plan import Variant, make_plan
 from recollect.graph.graph import Graph
 
@@ -25,6 +25,10 @@ class Function:
         self._code, self.slots = code, slots  # the code lives as long as its function
         # ctypes lets go of the interpreter's lock during the call.
         self.run = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(code.address(name))
+
+    def entry(self, name: str) -> int:
+        """The address of an entry of its code, all of which take the same arguments."""
+        return self._code.address(name)
 
 
 class Kernels:

@@ -6,18 +6,20 @@ Kept from call to call, so that what is left to do for each is to fill in addres
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from recollect.engine.llvm import backward
-from recollect.engine.llvm.kernel import WIDE, given_slots, round_up
+from recollect.engine.llvm.division import Division
+from recollect.engine.llvm.kernel import given_slots
 from recollect.engine.llvm.kernels import Function, Kernels
 from recollect.engine.llvm.once import cached_property
 from recollect.engine.llvm.team import Team
+from recollect.engine.llvm.tiling import WIDE, round_up
 from recollect.engine.llvm.values import SIZE
 
 _LINE = 16  # numbers; parts of a buffer begin on a cache line of their own
@@ -52,56 +54,27 @@ class Pass:
         self._places = [function.slots.index(name) for name in names]
         self._copy = kind.from_buffer_copy
 
+    def prepared(self, values: Mapping[str, int]) -> ctypes.Array[ctypes.c_int64]:
+        """Arguments with the values of some slots by name, for who keeps them and calls an `entry`."""
+        arguments = self._copy(self._template)
+        for name, value in values.items():
+            arguments[self.slot(name)] = value
+        return arguments
+
+    def slot(self, name: str) -> int:
+        """Where an argument is."""
+        return self._function.slots.index(name)
+
+    def entry(self, name: str) -> int:
+        """The address of one of the kernel's entries, which take the address of its arguments."""
+        return self._function.entry(name)
+
     def run(self, *addresses: int) -> None:
         """Run the kernel."""
         arguments = self._copy(self._template)
         for place, address in zip(self._places, addresses, strict=True):
             arguments[place] = address
         self._function.run(arguments)
-
-
-class Division(NamedTuple):
-    """How the work of a step is divided among threads.
-
-    Attributes:
-        threads: how many.
-        by_units: each has units of its own, for all rows; otherwise rows of its own.
-    """
-
-    threads: int
-    by_units: bool
-
-    @property
-    def row_threads(self) -> int:
-        """Among how many threads the rows are dealt."""
-        return 1 if self.by_units else self.threads
-
-
-# Below so many multiply-adds in all, a second thread costs more than it brings; so does a word between threads
-# in each step, below so many in a step.
-_ALONE, _STEP_ALONE = 1 << 22, 1 << 16
-# A thread streams the weights that it multiplies with from a cache further away in each step, unless they fit
-# into its own; with fewer rows than this for each thread, that is what takes the time.
-_OWN_CACHE, _FEW_ROWS = 1 << 18, 16
-_FEWEST_ROWS = 4  # of its own that a thread is worth waking for
-
-
-def divide(kernels: Kernels, inputs: int, hidden: int, batch: int, rows: int, steps: int, threads: int) -> Division:
-    """Choose a division.
-
-    Args:
-        kernels, inputs, hidden, batch: as for `Problem`.
-        rows: N, of all steps.
-        steps: T.
-        threads: how many there are.
-    """
-    weights = len(kernels.plan.gates) * hidden * (inputs + hidden)
-    if threads == 1 or rows * weights < _ALONE:
-        return Division(1, False)
-    few = rows < _FEW_ROWS * threads * steps
-    if few and weights * SIZE[kernels.dtype] > _OWN_CACHE and rows * weights > _STEP_ALONE * steps:
-        return Division(threads, True)
-    return Division(max(1, min(threads, batch // _FEWEST_ROWS)), False)
 
 
 class Problem:

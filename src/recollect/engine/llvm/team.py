@@ -26,13 +26,19 @@ _PF_FORKNOEXEC = 0x40  # "forked but didn't exec", include/linux/sched.h
 
 @dataclass(frozen=True)
 class Team:
-    """Addresses of OpenMP's entry points and of the system's way to give the core away; all 0 for one thread only."""
+    """Addresses of OpenMP's entry points, or of another team's; all 0 where there is one thread only.
+
+    Attributes:
+        parallel, thread_num, num_threads: ``GOMP_parallel`` and the two functions that a region asks who it is.
+        why_single: why there is one thread only, or empty.
+        yield_thread: gives the core to another thread; 0 where no region has a barrier.
+    """
 
     parallel: int
     thread_num: int
     num_threads: int
-    yield_thread: int
     why_single: str
+    yield_thread: int = 0
 
     def size(self, wanted: int) -> int:
         """How many threads to ask for."""
@@ -47,9 +53,9 @@ def team() -> Team:
 @lru_cache(maxsize=2)
 def _find(process: int) -> Team:
     if process != _FIRST_PROCESS or _was_forked():
-        return Team(0, 0, 0, 0, "OpenMP does not survive a fork")
+        return Team(0, 0, 0, "OpenMP does not survive a fork")
     if not sys.platform.startswith("linux"):
-        return Team(0, 0, 0, 0, f"no OpenMP runtime is looked for on {sys.platform} yet")
+        return Team(0, 0, 0, f"no OpenMP runtime is looked for on {sys.platform} yet")
     for library in _libraries():
         try:
             functions = [getattr(library, name) for name in
@@ -58,8 +64,8 @@ def _find(process: int) -> Team:
             continue
         addresses = [ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions]
         parallel, thread_num, num_threads, yield_thread = addresses
-        return Team(parallel, thread_num, num_threads, yield_thread, "")
-    return Team(0, 0, 0, 0, "no OpenMP runtime is loaded")
+        return Team(parallel, thread_num, num_threads, "", yield_thread)
+    return Team(0, 0, 0, "no OpenMP runtime is loaded")
 
 
 def _libraries() -> list[ctypes.CDLL]:

@@ -1,0 +1,119 @@
+"""The tile: a block of sums that stays in registers. All products of the kernels are made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from llvmlite import ir
+
+from recollect.engine.llvm.kernel import Kernel
+from recollect.engine.llvm.values import I64, POINTER, Emitter, Value, Variable
+
+
+@dataclass(frozen=True)
+class Run:
+    """One product that a tile adds: ``a[r][k] w[k][v]`` for the vectors [first, last).
+
+    ``w`` is packed: one row of ``last - first`` vectors after the other. k runs along a row of ``a``, or, with
+    ``down``, over the rows of ``a``, whose columns r are then.
+    """
+
+    first: int
+    last: int
+    down: bool = False
+
+
+class Tile:
+    """A block of accumulators that stays in registers, written for each number of rows up to ``rows``.
+
+    ``out[r][v] = init[r][v] + sum over runs of sum_k a[r][k] w[k][v]``
+
+    Args:
+        vectors: width of the block.
+        runs: the products.
+        masked: ``init`` and ``out`` are only as wide as told.
+    """
+
+    def __init__(self, kernel: Kernel, name: str, vectors: int, runs: Sequence[Run], *, masked: bool = False) -> None:
+        self.rows, self.vectors, self.masked = kernel.tiling.rows(vectors), vectors, masked
+        # out, its stride, init, its stride, columns; per run: a, its stride, k, w.
+        types = [POINTER, I64, POINTER, I64, I64] + [POINTER, I64, I64, POINTER] * len(runs)
+        self._functions = [
+            self._write(kernel.function(f"{name}_{height}", *types), height, runs) for height in range(1, self.rows + 1)
+        ]
+
+    def _write(self, e: Emitter, height: int, runs: Sequence[Run]) -> ir.Function:
+        # By itself, its loop has all registers: inlined, addresses of what surrounds it would crowd the stack.
+        e.function.attributes.add("noinline")
+        out, out_stride, init, init_stride, columns = e.arguments[:5]
+        grid = [(r, v) for r in range(height) for v in range(self.vectors)]
+        masks = [e.mask(columns - v * e.lanes) for v in range(self.vectors)] if self.masked else []
+
+        total: dict[tuple[int, int], Variable] = {}
+        for r, v in grid:
+            at = init_stride * r + v * e.lanes
+            value = e.load_masked(masks[v], init, at) if self.masked else e.load(init, at)
+            total[r, v] = e.variable(e.vector, value)
+        for index, run in enumerate(runs):
+            a, a_stride, count, w = e.arguments[5 + 4 * index : 9 + 4 * index]
+            rows = [e.at(a, r if run.down else a_stride * r) for r in range(height)]
+            with e.loop(0, count) as k:
+                weights = e.at(w, k * ((run.last - run.first) * e.lanes))
+                place = k * a_stride if run.down else k
+                # Loaded where first needed: those of the shorter side stay, those of the longer one pass by.
+                order = [(r, v) for r in range(height) for v in range(run.first, run.last)]
+                if height < run.last - run.first:
+                    order.sort(key=lambda pair: pair[1])
+                numbers: dict[int, Value] = {}
+                vectors: dict[int, Value] = {}
+                for r, v in order:
+                    if r not in numbers:
+                        numbers[r] = e.splat(e.load_one(rows[r], place))
+                    if v not in vectors:
+                        vectors[v] = e.load(weights, (v - run.first) * e.lanes)
+                    total[r, v].set(e.fma(numbers[r], vectors[v], total[r, v].get()))
+
+        for r, v in grid:
+            at = out_stride * r + v * e.lanes
+            if self.masked:
+                e.store_masked(total[r, v].get(), masks[v], out, at)
+            else:
+                e.store(total[r, v].get(), out, at)
+        e.builder.ret_void()
+        return e.function
+
+    def call(
+        self,
+        e: Emitter,
+        rows: Value,
+        out: tuple[Value, Value],
+        init: tuple[Value, Value],
+        *runs: tuple[Value, Value, Value, Value],
+        columns: Value | None = None,
+    ) -> None:
+        """Call the tile of the right height.
+
+        Args:
+            rows: how many rows, at most `rows`; none is fine.
+            out, init: each a pointer and the stride from row to row.
+            runs: for each, a, its stride, the number of k, and w.
+            columns: how many columns ``out`` has left, where the tile is masked.
+        """
+        flat = [value for run in runs for value in run]
+        for height, function in enumerate(self._functions, 1):
+            with e.when(rows.compare("==", height)):
+                e.call(function, *out, *init, columns or e.integer(0), *flat)
+
+
+@contextmanager
+def pieces(e: Emitter, count: Value, size: Value) -> Iterator[tuple[Value, Value]]:
+    """``for (begin, end) in the pieces of range(count)``.
+
+    A sum over many k is taken piece by piece, each for all rows, so that the packed weights of a piece stay in
+    the first-level cache while row after row is multiplied with them. Sums go through memory in between, which
+    changes no bit of them.
+    """
+    with e.loop(0, count, size) as begin:
+        yield begin, e.least(begin + size, count)

@@ -1,0 +1,78 @@
+"""How a cell's matrices are cut into tiles on a machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from recollect.engine.llvm.machine import Machine
+from recollect.engine.llvm.values import SIZE
+from recollect.engine.plan import Plan
+
+WIDE = 4  # vectors side by side in a tile, where the matrix is that wide
+_PIECE_BYTES = 1 << 15
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a plan is cut into tiles on a machine, for one dtype.
+
+    A *unit block* is ``unit_vectors`` vectors of hidden units; a tile of the forward pass holds all
+    accumulators of one unit block for some batch rows in registers. The products of the backward pass are
+    cut into panels of ``wide`` vectors.
+
+    Attributes:
+        dtype, lanes: numbers and how many of them are in a vector.
+        registers: accumulators that fit into registers.
+        unit_vectors: vectors in a unit block.
+        hidden_wide, input_wide: vectors in a panel of H and of I columns.
+        pause: what a waiting thread calls to leave the core's resources to others, by LLVM's name; or empty.
+    """
+
+    dtype: str
+    lanes: int
+    registers: int
+    unit_vectors: int
+    hidden_wide: int
+    input_wide: int
+    pause: str
+
+    @property
+    def block(self) -> int:
+        """Units in a unit block."""
+        return self.unit_vectors * self.lanes
+
+    def rows(self, vectors: int) -> int:
+        """The tallest tile of so many vectors."""
+        return max(1, min(8, self.registers // vectors))
+
+    def piece(self, vectors: int) -> int:
+        """How many k of a panel so wide stay in a first-level cache."""
+        return _PIECE_BYTES // (vectors * self.lanes * SIZE[self.dtype])
+
+    def width(self, hidden: int) -> int:
+        """H rounded up to whole unit blocks: the row length of states and saved values."""
+        return round_up(hidden, self.block)
+
+
+def round_up(count: int, unit: int) -> int:
+    """The next multiple of ``unit``."""
+    return -(-count // unit) * unit
+
+
+def make_tiling(plan: Plan, machine: Machine, dtype: str, inputs: int, hidden: int) -> Tiling:
+    """Choose tiles: about four vectors wide, and as many rows as registers allow."""
+    lanes = machine.lanes(dtype)
+
+    def panel(count: int) -> int:
+        vectors = round_up(count, lanes) // lanes
+        return min(range(min(WIDE, vectors), 0, -1), key=lambda wide: round_up(vectors, wide))
+
+    return Tiling(
+        dtype=dtype,
+        lanes=lanes,
+        registers=machine.accumulators,
+        unit_vectors=max(1, min(WIDE // len(plan.accumulators), round_up(hidden, lanes) // lanes)),
+        hidden_wide=panel(hidden),
+        input_wide=panel(inputs),
+        pause=machine.pause,
+    )
