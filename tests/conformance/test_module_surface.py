@@ -286,8 +286,13 @@ def test_autocast(kind, step, low):
     x, found = given(step, torch.float32), []
     x = x.to(torch.bfloat16) if low else x
     for module in (ours, theirs):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            results = tensors(module(x))
+        try:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                results = tensors(module(x))
+        except RuntimeError as error:  # oneDNN has no bfloat16 LSTM for CPUs without AVX-512
+            if module is ours or "primitive descriptor" not in str(error):
+                raise
+            results = tensors(module(x.float()))
         results[0].float().sum().backward()
         found.append((results, [each.grad for each in module.parameters()]))
     (mine, gradients), (true, true_gradients) = found

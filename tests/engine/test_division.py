@@ -7,8 +7,8 @@ import torch
 
 from recollect import cells, nn
 from recollect.engine import autograd
+from recollect.engine.autograd import dense_problem
 from recollect.engine.llvm.division import Division, divide
-from recollect.engine.llvm.problem import dense_problem
 from recollect.engine.plan import Variant
 
 DIVISIONS = [Division(1, False), Division(2, False), Division(3, False), Division(2, True), Division(3, True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -15,8 +16,8 @@ from recollect.engine.buffers import Buffer
 from recollect.engine.llvm.division import divide
 from recollect.engine.llvm.kernels import Kernels, kernels_for
 from recollect.engine.llvm.machine import host
-from recollect.engine.llvm.problem import Problem, dense_problem
-from recollect.engine.llvm.team import team
+from recollect.engine.llvm.problem import Problem
+from recollect.engine.llvm.team import Team, team
 from recollect.engine.plan import Variant
 from recollect.engine.readable import check_readable, readable
 from recollect.engine.reference import PLAIN, Extras, Result, Weights
@@ -70,7 +71,7 @@ def run(
     cell: Cell,
     x: torch.Tensor,
     batch_sizes: Sequence[int],
-    states: Sequence[torch.Tensor],
+    states: Sequence[torch.Tensor] | None,
     weights: Weights,
     extras: Extras,
     *,
@@ -80,12 +81,19 @@ def run(
     if not x.shape[0]:  # every row has length 0: nothing to do, and nothing that a kernel could be given
         return reference.run(cell, x, batch_sizes, states, weights, extras, reverse=reverse)
     problem, tensors = _prepare(cell, x, batch_sizes, states, weights, extras, reverse)
-    if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in tensors):
+    if torch.is_grad_enabled() and _any_requires_grad(tensors):
         results: Any = _Layer.apply(cell, batch_sizes, extras, reverse, problem, None, *tensors)
         wanted = len(problem.plan.outputs)
         return results[:wanted], results[wanted:]
     outputs, final, _ = _forward(problem, tensors, extras, save=False)
     return tuple(outputs), tuple(final)
+
+
+def _any_requires_grad(tensors: Sequence[Any]) -> bool:
+    for each in tensors:  # noqa: SIM110  (a generator would cost more than the look)
+        if each is not None and each.requires_grad:
+            return True
+    return False
 
 
 class Kept(NamedTuple):
@@ -145,28 +153,56 @@ def _prepare(
     cell: Cell,
     x: torch.Tensor,
     batch_sizes: Sequence[int],
-    states: Sequence[torch.Tensor],
+    states: Sequence[torch.Tensor] | None,
     weights: Weights,
     extras: Extras,
     reverse: bool,
 ) -> tuple[Problem, tuple[Any, ...]]:
     """The sizes of a call and the tensors that its kernels read, which have been checked."""
-    tensors = (x, *weights[:4], *states, *weights.vectors)
-    check_readable(cell, tensors, extras)
-    return _problem(cell, x, batch_sizes, states[0], extras, reverse), tensors
+    ih, hh, bias_ih, bias_hh, _, vectors = weights
+    given = states or (None,) * len(cell.states)
+    tensors = (x, ih, hh, bias_ih, bias_hh, *given, *vectors)
+    batch = batch_sizes[0] if states is None else states[0].shape[1]
+    hidden, inputs = hh.shape[1], x.shape[-1]
+    rows = x.shape[0] if x.dim() == 2 else x.shape[0] * x.shape[1]
+    check_readable(cell, tensors, extras, rows, batch, hidden)
+    kind, threads, workers = (cell, x.dtype, extras.variant), torch.get_num_threads(), team()
+    if batch_sizes[0] == batch_sizes[-1] == batch:  # sizes never grow: all are equal
+        problem = dense_problem(kind, inputs, hidden, batch, len(batch_sizes), reverse, threads, workers)
+    else:
+        problem = _problem(kind, inputs, hidden, batch, batch_sizes, rows, reverse, threads, workers)
+    return problem, tensors
 
 
 def _problem(
-    cell: Cell, x: torch.Tensor, batch_sizes: Sequence[int], state: torch.Tensor, extras: Extras, reverse: bool
+    kind: tuple[Cell, torch.dtype, Variant],
+    inputs: int,
+    hidden: int,
+    batch: int,
+    batch_sizes: Sequence[int],
+    rows: int,
+    reverse: bool,
+    threads: int,
+    workers: Team,
 ) -> Problem:
-    kernels = kernels_of(cell, x.dtype, extras.variant)
-    rows, inputs = x.shape
-    batch, hidden = state.shape
-    workers = team()
-    division = divide(kernels, inputs, hidden, batch, rows, len(batch_sizes), workers.size(torch.get_num_threads()))
-    if batch_sizes[0] == batch_sizes[-1] == batch:  # sizes never grow: all are equal
-        return dense_problem(kernels, inputs, hidden, batch, len(batch_sizes), reverse, division, workers)
+    kernels = kernels_of(*kind)
+    division = divide(kernels, inputs, hidden, batch, rows, len(batch_sizes), workers.size(threads))
     return Problem(kernels, inputs, hidden, batch, batch_sizes, reverse, division, workers)
+
+
+@lru_cache(maxsize=128)
+def dense_problem(
+    kind: tuple[Cell, torch.dtype, Variant],
+    inputs: int,
+    hidden: int,
+    batch: int,
+    steps: int,
+    reverse: bool,
+    threads: int,
+    workers: Team,
+) -> Problem:
+    """The problem of a dense batch, kept."""
+    return _problem(kind, inputs, hidden, batch, [batch] * steps, batch * steps, reverse, threads, workers)
 
 
 class _Layer(torch.autograd.Function):
@@ -219,7 +255,8 @@ def _differentiable_backward(
     states, vectors = rest[: len(ctx.cell.states)], rest[len(ctx.cell.states) :]
     weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh, None, vectors)
     with torch.enable_grad():
-        outputs, final = reference.run(ctx.cell, x, ctx.batch_sizes, states, weights, ctx.extras, reverse=ctx.reverse)
+        initial = None if states[0] is None else states
+        outputs, final = reference.run(ctx.cell, x, ctx.batch_sizes, initial, weights, ctx.extras, reverse=ctx.reverse)
     pairs = [
         (out, grad)
         for out, grad in zip((*outputs, *final), grads, strict=True)
@@ -266,11 +303,16 @@ def _forward(
 ) -> tuple[list[torch.Tensor], list[torch.Tensor], Buffer]:
     """Run the forward kernel: outputs, final states, and the memory that holds what `_backward` reads."""
     x, weight_ih, weight_hh, bias_ih, bias_hh, *rest = readable(tensors)
-    plan, hidden = problem.plan, problem.hidden
+    plan, batch, hidden, width = problem.plan, problem.batch, problem.hidden, problem.width
     count = len(rest) - len(plan.vectors)
-    initial, vectors = _fed(extras, rest[:count]), rest[count:]
-    outputs = [x.new_empty(problem.rows, hidden) for _ in plan.outputs]
-    final = [x.new_empty(problem.batch, problem.width) for _ in plan.states]
+    initial, vectors = rest[:count], rest[count:]
+    if initial[0] is None:
+        starts = [problem.zeros] * len(plan.states)
+    else:
+        initial = _fed(extras, initial)
+        starts = [each.data_ptr() for each in initial]
+    outputs = [x.new_empty((*x.shape[:-1], hidden)) for _ in plan.outputs]
+    final = [x.new_empty((1, batch, width)) for _ in plan.states]
     given, alive = _given(problem, extras)
     kernel = problem.train if save else problem.infer
     buffer = Buffer(x.dtype, kernel.parts, memory)
@@ -282,17 +324,17 @@ def _forward(
         0 if bias_hh is None else bias_hh.data_ptr(),
         *buffer.addresses,
         *[each.data_ptr() for each in outputs],
-        *[each.data_ptr() for each in initial],
+        *starts,
         *[each.data_ptr() for each in final],
         *[each.data_ptr() for each in vectors],
         *given,
     )
     del final[count:], alive
-    if problem.width != hidden:
-        final = [each[:, :hidden].contiguous() for each in final]
-    if problem.begun < problem.batch:  # rows of length 0
+    if width != hidden:
+        final = [each[:, :, :hidden].contiguous() for each in final]
+    if problem.begun < batch:  # rows of length 0
         for each, start in zip(final, initial, strict=False):
-            each[problem.begun :] = start[problem.begun :]
+            each[:, problem.begun :] = start[:, problem.begun :]
     return outputs, final, buffer
 
 
@@ -311,7 +353,7 @@ def _backward(
     dstates = [x.new_zeros(problem.batch, problem.grad_width) for _ in plan.states]
     for into, grad in zip(dstates, grads[wanted:], strict=False):
         if grad is not None:
-            into[:, :hidden] = grad
+            into[:, :hidden] = grad[0]
     restarts = [torch.zeros_like(each) for each in dstates] if plan.resets else []
     sums = x.new_zeros(problem.sums)
     dx = torch.empty_like(x) if needed[0] else None
@@ -344,6 +386,7 @@ def _backward(
         dinitial = [each + restart[:, :hidden] for each, restart in zip(dinitial, restarts, strict=True)]
     if extras.feed_mask is not None:
         dinitial[0] = dinitial[0] + dinitial.pop() * extras.feed_mask
+    dinitial = [each.unsqueeze(0) if needed else None for each, needed in zip(dinitial, needed[5:], strict=False)]
     dbias_ih = sums[:gates]
     dbias_hh = sums[gates : 2 * gates] if plan.split else dbias_ih
     dvectors = sums[problem.columns - len(plan.vectors) * hidden : problem.columns]

@@ -141,7 +141,7 @@ def run(
     cell: Cell,
     x: torch.Tensor,
     batch_sizes: Sequence[int],
-    states: Sequence[torch.Tensor],
+    states: Sequence[torch.Tensor] | None,
     weights: reference.Weights,
     extras: reference.Extras = PLAIN,
     *,

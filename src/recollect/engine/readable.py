@@ -17,16 +17,21 @@ def readable(tensors: Sequence[Any]) -> list[Any]:
     return [None if each is None else each.contiguous().resolve_neg() for each in tensors]
 
 
-def check_readable(cell: Cell, tensors: Sequence[Any], extras: Extras) -> None:
+def check_readable(cell: Cell, tensors: Sequence[Any], extras: Extras, rows: int, batch: int, hidden: int) -> None:
     """Refuse tensors whose memory is not what the kernel will read.
+
+    Args:
+        cell: the step.
+        tensors: x, the four parameters, the initial states, the vectors; None where there is none.
+        extras: what the call adds.
+        rows, batch, hidden: N, B and H.
 
     Raises:
         InputError: a parameter, or what the call adds, has another shape, dtype or device than the layer needs.
     """
-    x, (batch, hidden) = tensors[0], tensors[5].shape
-    rows, gates = x.shape[0], len(cell.gates) * hidden
-    wanted = [(gates, x.shape[1]), (gates, hidden), (gates,), (gates,)]
-    wanted += [(batch, hidden)] * len(cell.states) + [(hidden,)] * len(cell.vectors)
+    x, gates = tensors[0], len(cell.gates) * hidden
+    wanted = [(gates, x.shape[-1]), (gates, hidden), (gates,), (gates,)]
+    wanted += [(1, batch, hidden)] * len(cell.states) + [(hidden,)] * len(cell.vectors)
     for place, (tensor, shape) in enumerate(zip(tensors[1:], wanted, strict=True)):
         if tensor is None:
             continue

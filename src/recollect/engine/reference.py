@@ -62,7 +62,7 @@ class Extras(NamedTuple):
 
 PLAIN, _PLAIN = Extras(), Variant()
 
-# y [N, F] (and the other states, where all are wanted), and each state [B, its size] at the end.
+# y [N, F] or [T, B, F] (and the other states, where all are wanted), and each state [1, B, its size] at the end.
 Result = tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]
 
 
@@ -70,7 +70,7 @@ def run(
     cell: Cell,
     x: torch.Tensor,
     batch_sizes: Sequence[int],
-    states: Sequence[torch.Tensor],
+    states: Sequence[torch.Tensor] | None,
     weights: Weights,
     extras: Extras = PLAIN,
     *,
@@ -81,25 +81,28 @@ def run(
 
     Args:
         cell: the step.
-        x: [N, I], the rows of step 0, then of step 1, ...; N is the sum of ``batch_sizes``.
+        x: [N, I], the rows of step 0, then of step 1, ...; N is the sum of ``batch_sizes``. Or [T, B, I], where all
+            rows are active at every step.
         batch_sizes: how many rows are active at each step, never growing (`PackedSequence`'s layout); at least
             one step, which may have no rows.
-        states: initial value of each state, [B, its size]; rows sorted by length, longest first.
+        states: initial value of each state, [1, B, its size]; rows sorted by length, longest first. None for zeros,
+            where every row has a step.
         weights: of the layer and direction.
         extras: what the call adds to the plain recurrence.
         reverse: each row from its last step to its first.
         tap: see `Tap`.
 
     Returns:
-        ``(outputs, final)``: y [N, F] in the layout of ``x``, followed by the other states where
-        ``extras.all_states``, and each state [B, its size] after each row's last processed step.
+        ``(outputs, final)``: y [N, F] or [T, B, F], in the layout of ``x``, followed by the other states where
+        ``extras.all_states``, and each state [1, B, its size] after each row's last processed step.
     """
     gates, linear = len(cell.gates), torch.nn.functional.linear
     sizes = list(batch_sizes)
-    inputs = linear(x, weights.ih, weights.bias_ih).split(sizes)
+    inputs = linear(x.flatten(0, -2), weights.ih, weights.bias_ih).split(sizes)
+    starts = [state.squeeze(0) for state in states or zero_states(cell, x, sizes[0], weights)]
     resets = extras.resets.split(sizes) if extras.resets is not None else ()
     keep = [each.split(sizes) if each.dim() > 1 else [each] * len(sizes) for each in extras.keep]
-    current = list(states)
+    current = list(starts)
     left: list[tuple[torch.Tensor, ...]] = [()] * len(sizes)
     vec = cell.Vectors(*weights.vectors)
     for t in reversed(range(len(sizes))) if reverse else range(len(sizes)):
@@ -107,7 +110,7 @@ def run(
         prev = [state[:rows] for state in current]
         if resets:
             back = resets[t].unsqueeze(1)
-            prev = [torch.where(back, start[:rows], state) for start, state in zip(states, prev, strict=True)]
+            prev = [torch.where(back, start[:rows], state) for start, state in zip(starts, prev, strict=True)]
         fed = prev[0] if extras.feed_mask is None else prev[0] * extras.feed_mask[:rows]
         inp = cell.Shares(*inputs[t].chunk(gates, -1))
         rec = cell.Shares(*linear(fed, weights.hh, weights.bias_hh).chunk(gates, -1))
@@ -123,5 +126,16 @@ def run(
         current = [
             value if whole else torch.cat([value, state[rows:]]) for value, state in zip(new, current, strict=True)
         ]
-    wanted = len(states) if extras.all_states else 1
-    return tuple(torch.cat([new[place] for new in left]) for place in range(wanted)), tuple(current)
+    wanted = len(starts) if extras.all_states else 1
+    outputs = (torch.cat([new[place] for new in left]) for place in range(wanted))
+    dense = x.dim() == 3
+    return (
+        tuple(y.unflatten(0, x.shape[:2]) if dense else y for y in outputs),
+        tuple(state.unsqueeze(0) for state in current),
+    )
+
+
+def zero_states(cell: Cell, x: torch.Tensor, batch: int, weights: Weights, count: int = 1) -> tuple[torch.Tensor, ...]:
+    """Zeros for each state, [count, B, its size], of the kind of ``x``."""
+    first, hidden = weights.hh.shape[1], weights.hh.shape[0] // len(cell.gates)
+    return tuple(x.new_zeros(count, batch, hidden if place else first) for place in range(len(cell.states)))

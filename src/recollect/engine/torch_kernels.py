@@ -18,7 +18,7 @@ from recollect import cells
 from recollect.cells.cell import Cell
 from recollect.engine.autograd import transformed
 from recollect.engine.plan import Variant
-from recollect.engine.reference import Result, Weights
+from recollect.engine.reference import Result, Weights, zero_states
 
 
 @lru_cache(maxsize=1)
@@ -45,14 +45,15 @@ def run(
     cell: Cell,
     x: torch.Tensor,
     batch_sizes: Sequence[int],
-    states: Sequence[torch.Tensor],
+    states: Sequence[torch.Tensor] | None,
     weights: Weights,
     *,
     reverse: bool,
 ) -> Result:
     """Run one layer in one direction; arguments and returns as `reference.run`."""
     begun = batch_sizes[0]  # what comes after are rows of length 0
-    initial = [state[:begun].unsqueeze(0).contiguous() for state in states]
+    states = states or zero_states(cell, x, begun, weights)
+    initial = [state[:, :begun].contiguous() for state in states]
     hx = initial if len(initial) > 1 else initial[0]
     flat = [each for each in (*weights[:4], weights.hr) if each is not None]
     # cuDNN keeps what its backward pass needs only in training mode, whatever mode the module is in.
@@ -60,16 +61,16 @@ def run(
     kernel = _kernels()[cell.graph.key]
     with _quiet() if weights.hr is not None else contextlib.nullcontext():
         if begun == batch_sizes[-1]:
-            sequence = x.view(len(batch_sizes), begun, x.shape[1])
+            sequence = x.reshape(len(batch_sizes), begun, x.shape[-1])
             y, *final = kernel(sequence.flip(0) if reverse else sequence, hx, flat, *how, False)
-            y = (y.flip(0) if reverse else y).flatten(0, 1)
+            y = (y.flip(0) if reverse else y).view(*x.shape[:-1], y.shape[-1])
         else:
             sizes = torch.tensor(batch_sizes)
             turned = _turned(sizes).to(x.device) if reverse else None
             y, *final = kernel(x if turned is None else x[turned], sizes, hx, flat, *how)
             y = y if turned is None else y[turned]
     return (y,), tuple(
-        torch.cat([each[0], state[begun:]]) if begun < len(state) else each[0]
+        torch.cat([each, state[:, begun:]], 1) if begun < state.shape[1] else each
         for each, state in zip(final, states, strict=True)
     )
 

@@ -67,6 +67,8 @@ def check_flags(**flags: object) -> None:
 def autocast_is_on(x: torch.Tensor) -> bool:
     """Whether torch would choose the type in which operations on ``x`` run."""
     kind = x.device.type
+    if kind == "cpu":
+        return torch.is_autocast_enabled("cpu")
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 

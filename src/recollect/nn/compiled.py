@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any
 
 import torch
@@ -120,7 +120,7 @@ def _(x, packing, lengths, resets, states, parameters, noise, cell, layout, tape
             variant = Variant(stack.zoneout, stack.recurrent_dropout, resets is not None, all_states)
             for _ in range(directions):
                 outputs = [x.new_empty(rows, state.shape[2]) for state in states[: len(states) if all_states else 1]]
-                final = [state.new_empty(state.shape[1:]) for state in states]
+                final = [state.new_empty(1, *state.shape[1:]) for state in states]
                 results += (*outputs, *final, _room_for_memory(stack.cell, x, width, states[0].shape[2], variant))
     return results
 
@@ -206,15 +206,16 @@ class _Recorder:
         self, cell: Cell, x: Tensor, batch_sizes: Sequence[int], states: Sequence[Tensor], weights: Weights,
         extras: Extras, *, reverse: bool, label: str,
     ) -> Result:  # fmt: skip
-        memory = _room_for_memory(cell, self._x, x.shape[1], states[0].shape[1], extras.variant)
+        memory = _room_for_memory(cell, self._x, x.shape[-1], states[0].shape[2], extras.variant)
         if x.shape[0]:
             kept = autograd.run_and_keep(cell, x, batch_sizes, states, weights, extras, memory, reverse=reverse)
             outputs, final = kept.outputs, kept.final
         else:
             outputs, final = reference.run(cell, x, batch_sizes, states, weights, extras, reverse=reverse)
             final = [each.clone() for each in final]
-        beyond = _rows(self._x) - x.shape[0]  # where there is padding
-        padded = (torch.nn.functional.pad(each, (0, 0, 0, beyond)) if beyond else each for each in outputs)
+        flat = [each.flatten(0, -2) for each in outputs]
+        beyond = _rows(self._x) - flat[0].shape[0]  # where there is padding
+        padded = (torch.nn.functional.pad(each, (0, 0, 0, beyond)) if beyond else each for each in flat)
         self.tape += (*padded, *final, memory)
         return tuple(outputs), tuple(final)
 
@@ -229,7 +230,8 @@ class _Player:
         self, cell: Cell, x: Tensor, batch_sizes: Sequence[int], states: Sequence[Tensor], weights: Weights,
         extras: Extras, *, reverse: bool, label: str,
     ) -> Result:  # fmt: skip
-        outputs = [next(self._tape)[: x.shape[0]] for _ in range(len(states) if extras.all_states else 1)]
+        count = len(states) if extras.all_states else 1
+        outputs = [each[: _rows(x)].view(*x.shape[:-1], each.shape[1]) for each in islice(self._tape, count)]
         kept = autograd.Kept(outputs, [next(self._tape) for _ in states], next(self._tape))
         if not x.shape[0]:
             return reference.run(cell, x, batch_sizes, states, weights, extras, reverse=reverse)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import warnings
 from collections.abc import Iterable, Sequence
@@ -203,23 +202,27 @@ class Recurrent(nn.Module):
         Raises:
             InputError: a shape, dtype, device, state or length does not fit.
         """
-        self._check_input(x)
+        parameters = self._flat_weights()
+        self._check_input(x, parameters[0])
         batch: Any = x  # a tensor or a PackedSequence, from here on as the parameters need it
         packed, axis = isinstance(x, PackedSequence), 0 if self.batch_first else 1
         autocast = autocast_is_on(rows_of(x))
         if autocast:
-            weight: torch.Tensor = self.weight_ih_l0  # pyright: ignore[reportAssignmentType]
-            batch, state = as_parameters(weight, x), as_parameters(weight, state)
+            batch, state = as_parameters(parameters[0], x), as_parameters(parameters[0], state)
         flags = None if resets is None else check_resets(resets, x)
         unbatched = not packed and batch.dim() == 2
         if unbatched:
             batch, flags = batch.unsqueeze(axis), None if flags is None else flags.unsqueeze(axis)
         rows = packed_batch(batch) if packed else batch.shape[axis]
         initial = self._initial_states(state, batch, rows, unbatched=unbatched)
-        stack, noise = self._stack(return_states), self._noise(batch, rows)
+        noise = self._noise(batch, rows)
+        arguments = (self._stack(return_states), batch, lengths, flags, initial, parameters, noise)
         run: Any = compiled.run if torch.compiler.is_compiling() else Stack.run
-        with without_autocast(rows_of(batch)) if autocast else contextlib.nullcontext():
-            outputs, final = run(stack, batch, lengths, flags, initial, self._flat_weights(), noise)
+        if autocast:
+            with without_autocast(rows_of(batch)):
+                outputs, final = run(*arguments)
+        else:
+            outputs, final = run(*arguments)
         if unbatched:
             outputs, final = [each.squeeze(axis) for each in outputs], [each.squeeze(1) for each in final]
         results = (outputs[0], _one_or_all(final))
@@ -286,11 +289,20 @@ class Recurrent(nn.Module):
         variant = Variant(any(self.zoneout), self.training and self.recurrent_dropout > 0)
         return str(dispatch.choose(self.cell, check_tensor(rows_of(x)), projected=self.proj_size > 0, variant=variant))
 
-    def _check_input(self, x: Any) -> None:
+    def _check_input(self, x: Any, weight: torch.Tensor) -> None:
+        # Almost every call, said briefly; what differs from it is looked at more closely.
+        if (
+            type(x) is torch.Tensor
+            and x.dim() == 3
+            and x.shape[2] == self.input_size
+            and x.dtype == weight.dtype
+            and x.device == weight.device
+            and x.shape[1 if self.batch_first else 0] > 0
+        ):
+            return
         usual = "[B, T, I]" if self.batch_first else "[T, B, I]"
         packed = isinstance(x, PackedSequence)
         layouts = {2: "[N, I]"} if packed else {3: usual, 2: "[T, I] for one sequence"}
-        weight: torch.Tensor = self.weight_ih_l0  # pyright: ignore[reportAssignmentType]
         data = check_tensor(rows_of(x))
         check_input(data, weight, self.input_size, layouts)
         # A graph that is being traced would be bound to T >= 1 by this; the operator checks when it runs.
@@ -301,8 +313,10 @@ class Recurrent(nn.Module):
                 remedy="skip the call where there is nothing to read yet",
             )  # fmt: skip
 
-    def _initial_states(self, state: Any, x: Any, batch: int, *, unbatched: bool) -> list[torch.Tensor]:
-        """Each state [layers * directions, B, its size], in the caller's order of rows."""
+    def _initial_states(self, state: Any, x: Any, batch: int, *, unbatched: bool) -> list[torch.Tensor] | None:
+        """Each state [layers * directions, B, its size], in the caller's order of rows; None for zeros."""
+        if state is None and not self.learned_initial_state and not torch.compiler.is_compiling():
+            return None
         sizes, runs = self._state_sizes(), self.num_layers * self._directions
         if state is None and self.learned_initial_state:
             suffixes = [suffix for layer in range(self.num_layers) for suffix in self._suffixes(layer)]

@@ -3,7 +3,7 @@
 Kernels know a single layout: *packed rows*, a matrix [N, features] that holds the rows of step 0, then
 those of step 1, and so on, with the longest sequence first, so that ``batch_sizes[t]`` rows are active
 at step t. It is `PackedSequence`'s own layout; a dense time-major batch is the case in which all rows are
-active at every step, and needs no copy.
+active at every step: it is taken as it is, [T, B, features].
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 from recollect.errors import InputError
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Rows:
     """How a batch is laid out as packed rows, and the way back.
 
@@ -42,13 +42,13 @@ class Rows:
     packed: PackedSequence | None = None
 
     def take(self, batch: torch.Tensor, *, batch_first: bool | None = None) -> torch.Tensor:
-        """The packed rows [N, ...] of a batch in the input's layout, or in the layout that is named."""
+        """The rows [N, ...] or [T, B, ...] of a batch in the input's layout, or in the layout that is named."""
         if self.packed is not None:
             return batch
         batch_first = self.batch_first if batch_first is None else batch_first
         if self.places is not None:
             return batch.flatten(0, 1).index_select(0, self._index(batch_first))
-        return (batch.transpose(0, 1) if batch_first else batch).flatten(0, 1)
+        return batch.transpose(0, 1) if batch_first else batch
 
     def _index(self, batch_first: bool) -> torch.Tensor:
         assert self.places is not None
@@ -64,15 +64,14 @@ class Rows:
         return state if self.inverse is None else state.index_select(-2, self.inverse)
 
     def restore(self, y: torch.Tensor) -> torch.Tensor | PackedSequence:
-        """Bring an output [N, features] into the layout in which the input came."""
+        """Bring an output, [N, features] or [T, B, features], into the layout in which the input came."""
         if self.packed is not None:
             return PackedSequence(y, self.packed.batch_sizes, self.packed.sorted_indices, self.packed.unsorted_indices)
-        features = y.shape[1]
         if self.places is not None:
+            features = y.shape[1]
             leading = (self.batch, self.steps) if self.batch_first else (self.steps, self.batch)
             padded = y.new_zeros(self.steps * self.batch, features)
             return padded.index_copy(0, self._index(self.batch_first), y).view(*leading, features)
-        y = y.view(self.steps, self.batch, features)
         return y.transpose(0, 1) if self.batch_first else y
 
 

@@ -14,12 +14,12 @@ from torch.nn.utils.rnn import PackedSequence
 
 from recollect.cells.cell import Cell
 from recollect.engine import dispatch
-from recollect.engine.reference import PLAIN, Extras, Result, Weights
+from recollect.engine.reference import PLAIN, Extras, Result, Weights, zero_states
 from recollect.nn.checks import rows_of
-from recollect.nn.rows import lay_out
+from recollect.nn.rows import Rows, lay_out
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Stack:
     """Which layers there are and what is done to them.
 
@@ -47,7 +47,7 @@ class Stack:
         x: torch.Tensor | PackedSequence,
         lengths: torch.Tensor | Sequence[int] | None,
         resets: torch.Tensor | None,
-        states: Sequence[torch.Tensor],
+        states: Sequence[torch.Tensor] | None,
         parameters: Sequence[torch.Tensor],
         noise: Sequence[torch.Tensor],
         run_layer: Callable[..., Result] | None = None,
@@ -58,7 +58,7 @@ class Stack:
             x: [T, B, I], [B, T, I] with ``batch_first``, or a PackedSequence.
             lengths: [B] valid steps, or None.
             resets: bool in the layout of ``x`` without features, [N] for packed rows, or None.
-            states: initial value of each state, [layers * directions, B, its size].
+            states: initial value of each state, [layers * directions, B, its size]; None for zeros.
             parameters: of each layer and direction in turn, in the order of `Recurrent`'s names.
             noise: of the kinds that this stack has, in this order: for each layer but the first a dropout mask
                 [T, B, features]; for each layer and direction a mask [B, F] of what W_hh multiplies; for each
@@ -73,25 +73,12 @@ class Stack:
         rows = lay_out(x, lengths, batch_first=self.batch_first)
         directions = 2 if self.bidirectional else 1
         count = self.num_layers * directions
-
-        def per_step(mask: torch.Tensor) -> torch.Tensor:
-            return mask if mask.dim() == 1 else rows.take(mask, batch_first=False)
-
-        given = iter(noise)
-        dropout = [per_step(next(given)) for _ in range(self.num_layers - 1)] if self.dropout else []
-        feed_masks = [rows.sort(next(given)) for _ in range(count)] if self.recurrent_dropout else []
-        keep = [[per_step(next(given)) for _ in states] for _ in range(count)] if self.zoneout else []
-        flags = None if resets is None else rows.take(resets)
         weights = self._weights(parameters)
-        initial = [rows.sort(state) for state in states]
+        if states is None and rows.inverse is not None:  # rows without a step end where they began
+            states = zero_states(self.cell, rows_of(x), rows.batch, weights[0], count)
 
-        def extras(place: int) -> Extras:
-            all_states = self.all_states and place >= count - directions
-            if flags is None and not feed_masks and not keep and not all_states:
-                return PLAIN
-            feed_mask = feed_masks[place] if feed_masks else None
-            return Extras(flags, feed_mask, keep[place] if keep else (), all_states)
-
+        dropout, extras = self._additions(rows, resets, noise, count)
+        initial = None if states is None else [rows.sort(state) for state in states]
         data = rows.take(rows_of(x))
         run = run_layer or dispatch.run
         results: list[tuple[torch.Tensor, ...]] = []
@@ -106,21 +93,46 @@ class Stack:
                     self.cell,
                     data,
                     rows.batch_sizes,
-                    [state[place] for state in initial],
+                    None if initial is None else [_one(state, place) for state in initial],
                     weights[place],
-                    extras(place),
+                    extras[place] if extras else PLAIN,
                     reverse=direction == 1,
                     label=f"l{layer}_reverse" if direction else f"l{layer}",
                 )
                 results.append(outputs)
                 finals.append(final)
-            data = _joined([outputs[0] for outputs in results])
-        others = [_joined(list(each)) for each in zip(*(outputs[1:] for outputs in results), strict=True)]
-        stacked = [torch.stack(each) if count > 1 else each[0].unsqueeze(0) for each in zip(*finals, strict=True)]
+            data = _joined([outputs[0] for outputs in results], -1)
+        others = [_joined(each, -1) for each in zip(*(outputs[1:] for outputs in results), strict=True)]
+        stacked = [_joined(each, 0) for each in zip(*finals, strict=True)]
         return [rows.restore(each) for each in (data, *others)], [rows.unsort(each) for each in stacked]
+
+    def _additions(
+        self, rows: Rows, resets: torch.Tensor | None, noise: Sequence[torch.Tensor], count: int
+    ) -> tuple[list[torch.Tensor], list[Extras]]:
+        """The dropout masks between layers, and what is added to each layer and direction; empty where nothing is."""
+        if resets is None and not noise and not self.all_states:
+            return [], []  # most calls by far
+
+        def per_step(mask: torch.Tensor) -> torch.Tensor:
+            return mask if mask.dim() == 1 else _packed(rows.take(mask, batch_first=False), 2)
+
+        given = iter(noise)
+        dropout = (
+            [rows.take(next(given), batch_first=False) for _ in range(self.num_layers - 1)] if self.dropout else []
+        )
+        feed_masks = [rows.sort(next(given)) for _ in range(count)] if self.recurrent_dropout else [None] * count
+        keep = [[per_step(next(given)) for _ in self.cell.states] if self.zoneout else () for _ in range(count)]
+        flags = None if resets is None else _packed(rows.take(resets), 1)
+        last = count - (2 if self.bidirectional else 1)  # from here on it is the last layer
+        all_states = [self.all_states and place >= last for place in range(count)]
+        each = zip(feed_masks, keep, all_states, strict=True)
+        return dropout, [PLAIN if (flags, *of) == (None, None, (), False) else Extras(flags, *of) for of in each]
 
     def _weights(self, parameters: Sequence[torch.Tensor]) -> list[Weights]:
         """The parameters of each layer and direction."""
+        if len(parameters) == 4 and self.bias:  # one layer in one direction, of a cell without vectors
+            ih, hh, bias_ih, bias_hh = parameters
+            return [Weights(ih, hh, bias_ih, bias_hh)]
         found, given = [], iter(parameters)
         for _ in range(self.num_layers * (2 if self.bidirectional else 1)):
             ih, hh = next(given), next(given)
@@ -130,5 +142,15 @@ class Stack:
         return found
 
 
-def _joined(directions: list[torch.Tensor]) -> torch.Tensor:
-    return directions[0] if len(directions) == 1 else torch.cat(directions, 1)
+def _one(stacked: torch.Tensor, place: int) -> torch.Tensor:
+    """That of one layer and direction, [1, B, its size]."""
+    return stacked if stacked.shape[0] == 1 else stacked[place : place + 1]
+
+
+def _joined(parts: Sequence[torch.Tensor], axis: int) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), axis)
+
+
+def _packed(rows: torch.Tensor, axes: int) -> torch.Tensor:
+    """Rows with so many axes: those of a dense batch have one more, which joins the first."""
+    return rows.flatten(0, 1) if rows.dim() > axes else rows

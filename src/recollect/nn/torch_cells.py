@@ -102,7 +102,9 @@ class _TorchCell(nn.Module):
             _, new = compiled.run(stack, x.unsqueeze(0), None, None, [each.unsqueeze(0) for each in states], flat, [])
             return [each.squeeze(0) for each in new]
         weights = Weights(self.weight_ih, self.weight_hh, *biases)
-        return dispatch.run(self.cell, x, [x.shape[0]], states, weights, reverse=False, label="cell")[1]
+        rows = [each.unsqueeze(0) for each in states]
+        _, new = dispatch.run(self.cell, x, [x.shape[0]], rows, weights, reverse=False, label="cell")
+        return [each.squeeze(0) for each in new]
 
     def backend_for(self, x: torch.Tensor) -> str:
         """Say which backend would serve ``self(x)``, and why not the others."""

@@ -25,19 +25,20 @@ from recollect.engine.llvm.tiling import WIDE, Tiling, round_up
 from recollect.engine.llvm.values import SIZE, Emitter, Value
 from recollect.engine.plan import Plan
 
+_SIZES = ("chunk_steps", "piece", "begin", "end", "chunk_stride", "columns", "grad_width")
 _CHUNK_BYTES = 1 << 20  # about a second-level cache
 _FEWEST_ROWS, _MOST_ROWS = 128, 1024
 
 
-def slots(plan: Plan) -> tuple[str, ...]:
-    """The argument slots after the common ones."""
+def addresses(plan: Plan) -> tuple[str, ...]:
+    """The argument slots that come last: addresses, and what the call gives."""
     return (
-        "chunk_steps", "piece", "chunk", "chunk_stride", "columns", "grad_width", "x", "dx",
-        "dw_ih", "dw_hh", "sums", "saved", "packed_ih", "packed_hh", "packed_vectors", "begin", "end",
+        "x", "dx", "w_ih", "w_hh", "dw_ih", "dw_hh", "sums",
+        *(f"states.{state}" for state in plan.states), "saved",
         *(f"{kind}.{state}" for kind in ("dy", "dy_stride") for state in plan.outputs),
-        *(f"{kind}.{state}" for kind in grad_kinds(plan) for state in plan.states),
-        *(f"vector.{name}" for name in plan.vectors),
-        *given_slots(plan),
+        *(f"{kind}.{state}" for kind in grad_kinds(plan)[1:] for state in plan.states),
+        *(f"vector.{name}" for name in plan.vectors), *given_slots(plan),
+        "packed_vectors", "chunk", "packed_ih", "packed_hh",
     )  # fmt: skip
 
 
@@ -65,7 +66,7 @@ def chunk_rows(stride: int, size: int) -> int:
 
 def write(plan: Plan, tiling: Tiling) -> Kernel:
     """Write the kernel."""
-    kernel = Kernel(tiling, slots(plan))
+    kernel = Kernel(tiling, (*_SIZES, *addresses(plan)))
     pack, steps, products = (make(kernel, plan) for make in (_write_pack, _write_steps, _write_products))
     e = kernel.entry("backward")
     kernel.run(e, pack, kernel.threads_to_pack(e, len(plan.gates)))

@@ -29,20 +29,19 @@ from recollect.engine.llvm.values import I64, POINTER, Emitter, Value
 from recollect.engine.plan import Plan
 
 
-def slots(plan: Plan) -> tuple[str, ...]:
-    """The argument slots after the common ones."""
+def addresses(plan: Plan) -> tuple[str, ...]:
+    """The argument slots that come last: addresses, and what the call gives."""
     return (
-        "keep", "begun", "piece", "x", "b_ih", "b_hh", "packed", "packed_bias", "packed_vectors", "saved",
-        *(f"y.{state}" for state in plan.outputs),
-        *(f"{kind}.{state}" for kind in ("initial", "states", "final") for state in plan.states),
-        *(f"vector.{name}" for name in plan.vectors),
-        *given_slots(plan),
+        "x", "w_ih", "w_hh", "b_ih", "b_hh", "packed_vectors", "packed_bias", "packed",
+        *(f"states.{state}" for state in plan.states), "saved", *(f"y.{state}" for state in plan.outputs),
+        *(f"{kind}.{state}" for kind in ("initial", "final") for state in plan.states),
+        *(f"vector.{name}" for name in plan.vectors), *given_slots(plan),
     )  # fmt: skip
 
 
 def write(plan: Plan, tiling: Tiling, *, save: bool) -> Kernel:
     """Write the kernel; ``save`` keeps what the backward pass needs."""
-    kernel = Kernel(tiling, slots(plan))
+    kernel = Kernel(tiling, ("keep", "begun", "piece", *addresses(plan)))
     pack, steps = _write_pack(kernel, plan), _write_steps(kernel, plan, save=save)
     e = kernel.entry("forward")
     # Its two halves can be called alone: whoever goes on step by step packs once.

@@ -14,10 +14,10 @@ from recollect.engine.llvm.values import I64, POINTER, VOID, Emitter, Value
 from recollect.engine.plan import Plan
 
 # Slots that every kernel begins with: the team, and the layout of the rows. ``offsets`` [T + 1] says where the
-# rows of each step begin; blocks of batch rows are dealt to the threads in turn.
+# rows of each step begin, ``block_starts`` [blocks + 1] where blocks of batch rows do, which are dealt to the threads.
 COMMON = (
     "threads", "parallel", "thread_num", "num_threads", "yield_thread", "meeting",
-    "steps", "batch", "inputs", "hidden", "width", "blocks", "by_units", "backward_in_time", "offsets", "w_ih", "w_hh",
+    "steps", "batch", "inputs", "hidden", "width", "blocks", "block_starts", "by_units", "backward_in_time", "offsets",
 )  # fmt: skip
 _MANY_WEIGHTS = 1 << 18  # copied in about the time that it takes to wake a thread on a busy machine
 _APART = 16  # integers: two cache lines, which some machines fetch together
@@ -206,7 +206,7 @@ class Share:
             e.choose(self.by_units, thread, zero),
             e.choose(self.by_units, threads, one),
         )
-        self._batch, self._blocks = kernel.slot(e, "batch"), kernel.slot(e, "blocks")
+        self._blocks, self._starts = kernel.slot(e, "blocks"), kernel.pointer(e, "block_starts")
 
     def of_units(self, count: Value) -> tuple[Value, Value]:
         """The range of ``count`` groups of units that is this thread's: neighbours, which share cache lines."""
@@ -230,8 +230,8 @@ class Share:
             yield Slab(self, first, e.least(left, e.integer(SLAB)))
 
     def _rows(self, e: Emitter, block: Value, active: Value) -> tuple[Value, Value]:
-        start = block * self._batch // self._blocks
-        return start, e.least((block + 1) * self._batch // self._blocks, active) - start
+        start = e.load_integer(self._starts, block)
+        return start, e.least(e.load_integer(self._starts, block + 1), active) - start
 
 
 @dataclass(frozen=True)

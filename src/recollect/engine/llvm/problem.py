@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
-from recollect.engine.llvm import backward
+from recollect.engine.llvm import backward, forward
 from recollect.engine.llvm.division import Division
-from recollect.engine.llvm.kernel import given_slots
 from recollect.engine.llvm.kernels import Function, Kernels
 from recollect.engine.llvm.once import cached_property
 from recollect.engine.llvm.team import Team
@@ -43,7 +41,7 @@ class Pass:
     Args:
         function: the kernel.
         sizes: value of each slot that is a size; the others are addresses.
-        names: the slots that are addresses, in the order in which `run` takes them.
+        names: the slots that `run` takes, which are the last ones.
         parts: how its own memory is divided.
     """
 
@@ -51,7 +49,7 @@ class Pass:
         self._function, self.parts = function, parts
         kind = ctypes.c_int64 * len(function.slots)
         self._template = kind(*(sizes.get(slot, 0) for slot in function.slots))
-        self._places = [function.slots.index(name) for name in names]
+        self._first = len(function.slots) - len(names)
         self._copy = kind.from_buffer_copy
 
     def prepared(self, values: Mapping[str, int]) -> ctypes.Array[ctypes.c_int64]:
@@ -72,8 +70,7 @@ class Pass:
     def run(self, *addresses: int) -> None:
         """Run the kernel."""
         arguments = self._copy(self._template)
-        for place, address in zip(self._places, addresses, strict=True):
-            arguments[place] = address
+        arguments[self._first :] = addresses  # of another number it would raise
         self._function.run(arguments)
 
 
@@ -113,6 +110,7 @@ class Problem:
         self.tiling = tiling = kernels.tiling(inputs, hidden)
         self.inputs, self.hidden, self.batch, self.division = inputs, hidden, batch, division
         self.begun = batch_sizes[0]
+        self._block_starts: list[np.ndarray] = []
         self._offsets = np.array([0, *accumulate(batch_sizes)], dtype=np.int64)
         self.steps, self.rows = len(batch_sizes), int(self._offsets[-1])
         self.width = tiling.width(hidden)
@@ -128,14 +126,23 @@ class Problem:
             "backward_in_time": int(reverse), "offsets": self._offsets.ctypes.data,
         }  # fmt: skip
 
-    def _blocks(self, tile_rows: int) -> int:
+    def _blocks(self, tile_rows: int) -> dict[str, int]:
         """Blocks of batch rows: as many as tiles need, and as many for each thread."""
         whole = round_up(self.batch, tile_rows) // tile_rows
-        return min(self.batch, round_up(whole, self.division.row_threads))
+        count = min(self.batch, round_up(whole, self.division.row_threads))
+        starts = np.arange(count + 1, dtype=np.int64) * self.batch // count
+        self._block_starts.append(starts)  # the kernel's arguments point to it
+        return {"blocks": count, "block_starts": starts.ctypes.data}
 
     def _piece(self, blocks: int, vectors: int, count: int) -> int:
         """How many k to take at once: all of them where no second block of rows would find them in the cache."""
         return self.tiling.piece(vectors) if blocks > self.division.row_threads else count
+
+    @cached_property
+    def zeros(self) -> int:
+        """The address of a state [B, H] of zeros, which nobody writes to."""
+        self._zeros = np.zeros((self.batch, self.hidden), self.tiling.dtype)
+        return self._zeros.ctypes.data
 
     @cached_property
     def infer(self) -> Pass:
@@ -164,18 +171,10 @@ class Problem:
             width * self.rows * plan.saved if save else 0,
         )
         blocks = self._blocks(self.tiling.rows(len(plan.accumulators) * self.tiling.unit_vectors))
-        names = (
-            "x", "w_ih", "w_hh", "b_ih", "b_hh", "packed_vectors", "packed_bias", "packed",
-            *(f"states.{name}" for name in plan.states), "saved", *(f"y.{name}" for name in plan.outputs),
-            *(f"{kind}.{name}" for kind in ("initial", "final") for name in plan.states),
-            *(f"vector.{name}" for name in plan.vectors), *given_slots(plan),
-        )  # fmt: skip
         vectors = len(plan.accumulators) * self.tiling.unit_vectors
-        sizes = self._common | {
-            "blocks": blocks, "keep": int(save),
-            "piece": self._piece(blocks, vectors, self.inputs + self.hidden),
-        }  # fmt: skip
-        return Pass(self.kernels.forward(self.tiling, save=save), sizes, names, parts)
+        piece = self._piece(blocks["blocks"], vectors, self.inputs + self.hidden)
+        sizes = self._common | blocks | {"keep": int(save), "piece": piece}
+        return Pass(self.kernels.forward(self.tiling, save=save), sizes, forward.addresses(plan), parts)
 
     @cached_property
     def backward(self) -> Pass:
@@ -197,21 +196,13 @@ class Problem:
             round_up(self.inputs, tiling.input_wide * tiling.lanes) * self.gates,
             round_up(self.hidden, tiling.hidden_wide * tiling.lanes) * self.gates,
         )
-        names = (
-            "x", "dx", "w_ih", "w_hh", "dw_ih", "dw_hh", "sums",
-            *(f"states.{name}" for name in plan.states), "saved",
-            *(f"{kind}.{name}" for kind in ("dy", "dy_stride") for name in plan.outputs),
-            *(f"{kind}.{name}" for kind in backward.grad_kinds(plan)[1:] for name in plan.states),
-            *(f"vector.{name}" for name in plan.vectors), *given_slots(plan),
-            "packed_vectors", "chunk", "packed_ih", "packed_hh",
-        )  # fmt: skip
         blocks = self._blocks(tiling.rows(tiling.hidden_wide))
-        sizes = self._common | {
-            "blocks": blocks, "piece": self._piece(blocks, tiling.hidden_wide, self.gates),
-            "chunk_steps": chunk_steps,
+        piece = self._piece(blocks["blocks"], tiling.hidden_wide, self.gates)
+        sizes = self._common | blocks | {
+            "piece": piece, "chunk_steps": chunk_steps,
             "chunk_stride": stride, "columns": self.columns, "grad_width": self.grad_width,
         }  # fmt: skip
-        return Pass(self.kernels.backward(tiling), sizes, names, parts)
+        return Pass(self.kernels.backward(tiling), sizes, backward.addresses(plan), parts)
 
 
 def most_memory(kernels: Kernels, inputs: int, hidden: int, rows: Any) -> Any:
@@ -220,11 +211,3 @@ def most_memory(kernels: Kernels, inputs: int, hidden: int, rows: Any) -> Any:
     once = len(plan.vectors) + len(plan.accumulators) + inputs * len(plan.input_gates)
     once += hidden * len(plan.recurrent_gates)
     return width * (once + rows * (len(plan.states) + plan.saved)) + _LINE * (len(plan.states) + 4)
-
-
-@lru_cache(maxsize=128)
-def dense_problem(
-    kernels: Kernels, inputs: int, hidden: int, batch: int, steps: int, reverse: bool, division: Division, team: Team
-) -> Problem:
-    """The problem of a dense batch, kept."""
-    return Problem(kernels, inputs, hidden, batch, [batch] * steps, reverse, division, team)
