@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
+from recollect.engine.waves import Waves, cut
 from recollect.graph import ops
 from recollect.graph.graph import Builder, Expr, Graph, vjp
 
@@ -82,6 +83,11 @@ class Plan:
     forward: Graph
     saved: int
     backward: Graph
+
+    @cached_property
+    def waves(self) -> Waves:
+        """``forward`` in parts, as kernels run it."""
+        return cut(self.forward)
 
     @cached_property
     def split(self) -> bool:

@@ -6,9 +6,9 @@
             for each piece of the sum over inputs and units:    (its weights stay in the first-level cache)
                 for each block of rows of this thread:
                     the tile:   accumulators = bias + x W_ih + h W_hh
-            for each row:
-                the equations:  new states, printed from the cell's graph
-                store
+            for each wave of the equations:                         (`engine/waves.py`)
+                for each row:
+                    new states, printed from the cell's graph; store
         where threads share rows, and each has units of its own: wait for each other
 
 States live in buffers of rows padded to whole unit blocks. In training each step has rows of its own
@@ -153,6 +153,7 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
     results_at = {state: kernel.pointer(e, f"y.{state}") for state in plan.outputs}
     before, panel = _panel(kernel, e, plan)
     sums = e.scratch(SLAB * tile.rows * count * parts)
+    mids = e.scratch(SLAB * tile.rows * parts * plan.waves.mids)
     sums_stride, none = e.integer(count * block), e.integer(0)
     share, piece = Share(e, kernel), kernel.slot(e, "piece")
     first_block, last_block = share.of_units(width // block)
@@ -205,32 +206,34 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
                      e.at(weights, before + h_from * (len(plan.recurrent_gates) * block))),
                 )  # fmt: skip
             masks = [e.mask(hidden - units - part * e.lanes) for part in range(parts)]
-            with slab.rows(e, step.active) as (which, start, rows), e.loop(0, rows) as offset:
-                row = start + offset
-                continues = row < step.active_next
-                own_sums = e.at(sums, (which * tile.rows + offset) * (count * block))
-                for part, mask in enumerate(masks):
-                    unit = units + part * e.lanes
-                    leaves = {
-                        name: e.load(own_sums, place * block + part * e.lanes)
-                        for place, name in enumerate(plan.accumulators)
-                    }
-                    for state in plan.states:
-                        leaves[f"prev.{state}"] = e.load(states[state], (row_in + row) * width + unit)
-                    for place, name in enumerate(plan.vectors):
-                        leaves[f"vec.{name}"] = e.load(vectors, width * place + unit)
-                    leaves |= load_given(e, kernel, plan, step, row, unit, mask)
-                    results = plan.forward.evaluate(leaves, target)
-                    for state, pointer in results_at.items():
-                        e.store_masked(results[f"next.{state}"], mask, pointer, (step.row + row) * hidden + unit)
-                    for state in plan.states:
-                        place_next = e.at(states[state], (row_out + row) * width + unit)
-                        place_final = e.at(final[state], row * width + unit)
-                        e.store(results[f"next.{state}"], e.choose(continues, place_next, place_final))
-                    if save:
-                        for place in range(plan.saved):
-                            at = ((step.row + row) * plan.saved + place) * width + unit
-                            e.store(results[f"saved.{place}"], saved, at)
+            for wave in plan.waves.graphs:
+                with slab.rows(e, step.active) as (which, start, rows), e.loop(0, rows) as offset:
+                    row, number = start + offset, which * tile.rows + offset
+                    for part, mask in enumerate(masks):
+                        unit = units + part * e.lanes
+                        own_sums = e.at(sums, number * (count * block) + part * e.lanes)
+                        own_mids = e.at(mids, (number * parts + part) * (plan.waves.mids * e.lanes))
+                        # What a wave does not read, LLVM does not load.
+                        leaves = {name: e.load(own_sums, at * block) for at, name in enumerate(plan.accumulators)}
+                        for name in plan.states:
+                            leaves[f"prev.{name}"] = e.load(states[name], (row_in + row) * width + unit)
+                        for at, name in enumerate(plan.vectors):
+                            leaves[f"vec.{name}"] = e.load(vectors, width * at + unit)
+                        for at in range(plan.waves.mids):
+                            leaves[f"mid.{at}"] = e.load(own_mids, at * e.lanes)
+                        leaves |= load_given(e, kernel, plan, step, row, unit, mask)
+                        for name, result in wave.evaluate(leaves, target).items():
+                            kind, _, of = name.partition(".")
+                            if kind == "mid":
+                                e.store(result, own_mids, int(of) * e.lanes)
+                            elif kind == "saved" and save:
+                                e.store(result, saved, ((step.row + row) * plan.saved + int(of)) * width + unit)
+                            elif kind == "next":
+                                next_at = e.at(states[of], (row_out + row) * width + unit)
+                                final_at = e.at(final[of], row * width + unit)
+                                e.store(result, e.choose(row < step.active_next, next_at, final_at))
+                                if of in results_at:
+                                    e.store_masked(result, mask, results_at[of], (step.row + row) * hidden + unit)
         with e.when(share.by_units):
             kernel.barrier(e)
     e.builder.ret_void()
