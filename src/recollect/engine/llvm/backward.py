@@ -115,15 +115,19 @@ def _write_steps(kernel: Kernel, plan: Plan) -> Emitter:
     dh, packed = kernel.pointer(e, f"grad.{plan.fed}"), kernel.pointer(e, "packed_hh")
     columns = wide * e.lanes
     first_row, _ = _chunk_rows(e, kernel)
-    share, piece = Share(e, kernel), kernel.slot(e, "piece")
+    share, piece, derivatives = Share(e, kernel), kernel.slot(e, "piece"), _Derivatives(e, kernel, plan)
     # A thread's units are those of its panels of dL/dh, so what it derives from these it has summed itself.
     first_panel, last_panel = share.of_units((hidden + (columns - 1)) // columns)
     own = first_panel * columns, e.least(last_panel * columns, grad_width)
     with walk(
         e, kernel, kernel.slot(e, "begin"), kernel.slot(e, "end"), descending=_forward_in_time(e, kernel)
     ) as step:
-        with share.rows(e, step.active) as (start, rows), e.loop(own[0], e.least(own[1], width), e.lanes) as unit:
-            _write_derivatives(e, kernel, plan, step, first_row, start, rows, unit)
+        with (
+            share.rows(e, step.active) as (start, rows),
+            e.loop(own[0], e.least(own[1], width), e.lanes) as unit,
+            e.loop(start, start + rows) as row,
+        ):
+            derivatives.write(step, first_row, row, unit)
         with e.when(share.by_units):
             kernel.barrier(e)
         with (
@@ -170,36 +174,43 @@ def _chunk_rows(e: Emitter, kernel: Kernel) -> tuple[Value, Value]:
     return first, last - first
 
 
-def _write_derivatives(
-    e: Emitter, kernel: Kernel, plan: Plan, step: Step, first_row: Value, start: Value, rows: Value, unit: Value
-) -> None:
-    """One vector of units, for the rows of one block."""
-    target = VectorTarget(e)
-    hidden, width, grad_width = (kernel.slot(e, name) for name in ("hidden", "width", "grad_width"))
-    saved = kernel.pointer(e, "saved")
-    chunk, stride = kernel.pointer(e, "chunk"), kernel.slot(e, "chunk_stride")
-    vectors = kernel.pointer(e, "packed_vectors")
-    mask = e.mask(hidden - unit)
-    with e.loop(0, rows) as offset:
-        row = start + offset
-        at = step.row + row
+class _Derivatives:
+    """The derivatives of a step, for one row and one vector of units.
+
+    Addresses are read from the arguments here, once: LLVM cannot know that no store changes them.
+    """
+
+    def __init__(self, e: Emitter, kernel: Kernel, plan: Plan) -> None:
+        self._e, self._kernel, self._plan, self._target = e, kernel, plan, VectorTarget(e)
+        names = [f"{kind}.{state}" for kind in ("states", "grad") for state in plan.states]
+        names += [f"dy.{state}" for state in plan.outputs]
+        self._at = {name: kernel.pointer(e, name) for name in (*names, "saved", "chunk", "packed_vectors")}
+        sizes = ("hidden", "width", "grad_width", "chunk_stride", *(f"dy_stride.{state}" for state in plan.outputs))
+        self._sizes = {name: kernel.slot(e, name) for name in sizes}
+
+    def write(self, step: Step, first_row: Value, row: Value, unit: Value) -> None:
+        e, plan, sizes, at = self._e, self._plan, self._sizes, step.row + row
+        mask = e.mask(sizes["hidden"] - unit)
+        of_row, of_grad = at * sizes["width"] + unit, row * sizes["grad_width"] + unit
         leaves = {}
         for state in plan.states:
-            leaves[f"prev.{state}"] = e.load(kernel.pointer(e, f"states.{state}"), at * width + unit)
-            leaves[f"grad.{state}"] = e.load(kernel.pointer(e, f"grad.{state}"), row * grad_width + unit)
+            leaves[f"prev.{state}"] = e.load(self._at[f"states.{state}"], of_row)
+            leaves[f"grad.{state}"] = e.load(self._at[f"grad.{state}"], of_grad)
         for state in plan.outputs:
-            dy, stride_of_dy = kernel.pointer(e, f"dy.{state}"), kernel.slot(e, f"dy_stride.{state}")
-            leaves[f"grad.{state}"] = leaves[f"grad.{state}"] + e.load_masked(mask, dy, at * stride_of_dy + unit)
+            of_dy = at * sizes[f"dy_stride.{state}"] + unit
+            leaves[f"grad.{state}"] = leaves[f"grad.{state}"] + e.load_masked(mask, self._at[f"dy.{state}"], of_dy)
         for place in range(plan.saved):
-            leaves[f"saved.{place}"] = e.load(saved, (at * plan.saved + place) * width + unit)
+            of_saved = (at * plan.saved + place) * sizes["width"] + unit
+            leaves[f"saved.{place}"] = e.load(self._at["saved"], of_saved)
         for place, name in enumerate(plan.vectors):
-            leaves[f"vec.{name}"] = e.load(vectors, width * place + unit)
-        leaves |= load_given(e, kernel, plan, step, row, unit, mask)
-        results = plan.backward.evaluate(leaves, target)
+            leaves[f"vec.{name}"] = e.load(self._at["packed_vectors"], sizes["width"] * place + unit)
+        leaves |= load_given(e, self._kernel, plan, step, row, unit, mask)
+        results = plan.backward.evaluate(leaves, self._target)
+        of_chunk = (at - first_row) * sizes["chunk_stride"] + unit
         for place, name in enumerate(sum_names(plan)):
-            e.store_masked(results[name], mask, chunk, (at - first_row) * stride + hidden * place + unit)
+            e.store_masked(results[name], mask, self._at["chunk"], of_chunk + sizes["hidden"] * place)
         for state in plan.states:
-            e.store(results[f"dprev.{state}"], kernel.pointer(e, f"grad.{state}"), row * grad_width + unit)
+            e.store(results[f"dprev.{state}"], self._at[f"grad.{state}"], of_grad)
 
 
 def sum_names(plan: Plan) -> tuple[str, ...]:
