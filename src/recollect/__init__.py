@@ -25,6 +25,7 @@ _HOME = {
     "Forecaster": "recollect.estimators",
     "load": "recollect.model_file",
     "nn": "recollect.nn",
+    "release_buffers": "recollect.engine.buffers",
     "save": "recollect.model_file",
     "set_backend": "recollect.engine.dispatch",
     "stream": "recollect.stream",
@@ -46,6 +47,7 @@ __all__ = [
     "errors",
     "load",
     "nn",
+    "release_buffers",
     "save",
     "set_backend",
     "stream",
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from recollect import cells, datasets, errors, nn, stream, training
     from recollect.cells.cell import cell
     from recollect.diagnosis import diagnose
+    from recollect.engine.buffers import release_buffers
     from recollect.engine.dispatch import set_backend
     from recollect.estimators import Forecaster
     from recollect.model_file import load, save

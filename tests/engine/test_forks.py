@@ -184,7 +184,7 @@ expected = results()
 held, stop = threading.Event(), threading.Event()
 
 def hold():
-    with buffers._lock:
+    with buffers._pool._lock:
         held.set()
         assert stop.wait(40)
 

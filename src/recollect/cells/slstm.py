@@ -20,15 +20,17 @@ def slstm(inp, rec, prev):
         h_t &= o \, c_t / n_t
 
     One dense head: W_hh is a full matrix. The forget gate is the sigmoid of the paper's two choices.
-    m keeps the exponentials in range and cancels in h; from zero states, m_0 = 0.
+    m keeps the exponentials in range and cancels in h. Where :math:`n_{t-1} = 0`, as at the start,
+    :math:`m_t = i_t`, as in the authors' code: else a small first i would round to 0, and with it c and n.
 
     Source: M. Beck et al., "xLSTM: extended long short-term memory", arXiv:2405.04517, equations 8-17.
     """
     log_f = F.logsigmoid(inp.f + rec.f)
     preact_i = inp.i + rec.i
-    m = torch.maximum(log_f + prev.m, preact_i)
+    m = torch.where(prev.n == 0, preact_i, torch.maximum(log_f + prev.m, preact_i))
     i = torch.exp(preact_i - m)
-    f = torch.exp(log_f + prev.m - m)
+    # At most 0, except where n is 0: there f must stay finite, since c is 0 too.
+    f = torch.exp(torch.clamp(log_f + prev.m - m, max=80.0))
     g = torch.tanh(inp.g + rec.g)
     o = torch.sigmoid(inp.o + rec.o)
     c = f * prev.c + i * g

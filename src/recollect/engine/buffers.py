@@ -14,22 +14,97 @@ import torch
 from recollect.engine.llvm.problem import Parts
 from recollect.errors import InputError
 
-# Memory that is kept while nobody uses it; what would exceed it is freed.
-LIMIT = 512 * 2**20
+LIMIT = 512 * 2**20  # bytes that are kept while nobody uses them
 
-# Reentrant: the garbage collector may run `__del__` of one buffer while another is being made.
-_lock = threading.RLock()
-_idle: dict[tuple[torch.dtype, int], list[torch.Tensor]] = {}
-_idle_bytes = 0
+_Key = tuple[torch.dtype, int]
+
+
+class Pool:
+    """Memory that nobody uses, by type and length.
+
+    Who does not get the lock at once does without the pool: the garbage collector may end a buffer in the middle of
+    anything, under any lock, this one too.
+
+    Args:
+        limit: bytes that it keeps; for what comes back beyond, the sizes that were used least recently are freed.
+
+    Attributes:
+        idle_bytes: bytes that it keeps now.
+    """
+
+    def __init__(self, limit: int = LIMIT) -> None:
+        self.limit, self.idle_bytes = limit, 0
+        self._idle: dict[_Key, list[torch.Tensor]] = {}  # the size used least recently first; so within a size
+        self._lock = threading.Lock()
+
+    def take(self, key: _Key) -> torch.Tensor | None:
+        """Memory of that type and length, or None."""
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
+            waiting = self._idle.get(key)
+            if not waiting:
+                return None
+            found = waiting.pop()
+            if not waiting:
+                del self._idle[key]
+            self.idle_bytes -= found.nbytes
+            return found
+        finally:
+            self._lock.release()
+
+    def give(self, key: _Key, data: torch.Tensor) -> None:
+        """Keep memory that nobody uses any more, if it is within the limit at all."""
+        if data.nbytes > self.limit or not self._lock.acquire(blocking=False):
+            return
+        freed = []  # once the lock is open again: the system takes its time
+        try:
+            waiting = self._idle[key] = self._idle.pop(key, [])  # now the size used last
+            waiting.append(data)
+            self.idle_bytes += data.nbytes
+            while self.idle_bytes > self.limit:
+                freed.append(self._oldest())
+        finally:
+            self._lock.release()
+
+    def _oldest(self) -> torch.Tensor:
+        key, waiting = next(iter(self._idle.items()))
+        found = waiting.pop(0)
+        if not waiting:
+            del self._idle[key]
+        self.idle_bytes -= found.nbytes
+        return found
+
+    def release(self) -> int:
+        """Free all of it; returns how many bytes that were."""
+        with self._lock:
+            freed, self._idle = self._idle, {}
+            count, self.idle_bytes = self.idle_bytes, 0
+        del freed
+        return count
+
+
+_pool = Pool()
+
+
+def release_buffers() -> int:
+    """Free the memory that layers keep for their next calls, and return how many bytes that were.
+
+    Up to 512 MiB are kept, since fresh memory is slow; a call after this one begins with fresh memory again. What a
+    forward pass has left for a backward pass that is still to come is in use and stays.
+
+    Example:
+        >>> recollect.release_buffers()
+        4194304
+    """
+    return _pool.release()
 
 
 def _start_afresh() -> None:
     """In a forked child: a thread that is not there may hold the lock, and to write to a page shared with the
     parent costs more than to get a new one."""
-    global _lock, _idle_bytes
-    _lock = threading.RLock()
-    _idle.clear()
-    _idle_bytes = 0
+    global _pool
+    _pool = Pool()
 
 
 if hasattr(os, "register_at_fork"):
@@ -55,7 +130,6 @@ class Buffer:
     __slots__ = ("_key", "addresses", "data")
 
     def __init__(self, dtype: torch.dtype, parts: Parts, data: torch.Tensor | None = None) -> None:
-        global _idle_bytes
         self._key = None
         if data is not None:
             if data.dtype != dtype or data.dim() != 1 or not data.is_contiguous() or len(data) < parts.total:
@@ -69,11 +143,7 @@ class Buffer:
         # Sizes in eighths of a power of two: neighbours share buffers and at most an eighth is unused.
         step = max(1024, 1 << max(0, parts.total.bit_length() - 3))
         self._key = (dtype, -(-parts.total // step) * step)
-        with _lock:
-            waiting = _idle.get(self._key)
-            found = waiting.pop() if waiting else None
-            if found is not None:
-                _idle_bytes -= found.nbytes
+        found = _pool.take(self._key)
         if found is None:
             with torch.inference_mode(False):  # it may be reused in training
                 found = torch.empty(self._key[1], dtype=dtype)
@@ -85,15 +155,6 @@ class Buffer:
         self.addresses = [base + start * size for start in parts.starts]
 
     def __del__(self) -> None:
-        global _idle_bytes
         data = getattr(self, "data", None)
-        if data is None or self._key is None:
-            return
-        # Never waits: it may run in the middle of anything, under any lock.
-        if _lock.acquire(blocking=False):
-            try:
-                if _idle_bytes + data.nbytes <= LIMIT:
-                    _idle.setdefault(self._key, []).append(data)
-                    _idle_bytes += data.nbytes
-            finally:
-                _lock.release()
+        if data is not None and self._key is not None:
+            _pool.give(self._key, data)

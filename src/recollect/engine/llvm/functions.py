@@ -91,7 +91,8 @@ class VectorTarget:
         return self.pow(x, self.const(exponent))
 
     def pow(self, x: Value, y: Value) -> Value:
-        return self._e.intrinsic("pow", self._e.vector, x, y)
+        # The C library looks at bits, in which a denormal number is not 0.
+        return self._e.intrinsic("pow", self._e.vector, self._without_denormals(x), self._without_denormals(y))
 
     def fmod(self, x: Value, divisor: float) -> Value:
         return Value(self._e.builder, self._e.builder.frem(x.ir, self.const(divisor).ir))
@@ -158,13 +159,10 @@ class VectorTarget:
     # Logarithms -----------------------------------------------------------------------------------
 
     def log(self, x: Value) -> Value:
-        bits = p.MANTISSA[self._dtype]
-        denormal = x < 2.0 ** (1 - p.BIAS[self._dtype])
-        exponent, mantissa = self._split_float(self.where(denormal, x * 2.0**bits, x))
-        exponent = self.where(denormal, exponent - bits, exponent)
+        exponent, mantissa = self._split_float(x)
         value = self._log_of_parts(exponent, mantissa - 1.0)
         value = self.where(self.equal(x, self.const(math.inf)), x, value)
-        value = self.where(self.equal(x, self.const(0.0)), self.const(-math.inf), value)
+        value = self.where(x < p.SMALLEST[self._dtype], self.const(-math.inf), value)  # denormals count as 0
         return self.where(x >= 0.0, value, self.const(math.nan))
 
     def log1p(self, x: Value) -> Value:
@@ -239,6 +237,10 @@ class VectorTarget:
         return self._polynomial(p.ERFC, (x - p.ERFC_POLE) * inverse) * inverse * bell
 
     # Parts ----------------------------------------------------------------------------------------
+
+    def _without_denormals(self, x: Value) -> Value:
+        zero = self.copysign(self.const(0.0), x)
+        return self.where(self.abs(x) < p.SMALLEST[self._dtype], zero, x)
 
     def _not_nan(self, x: Value) -> Value:
         return x.compare("==", x)

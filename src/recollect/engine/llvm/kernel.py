@@ -9,6 +9,7 @@ from typing import Any
 
 from llvmlite import ir
 
+from recollect.engine.llvm.denormals import flushed
 from recollect.engine.llvm.tiling import Tiling
 from recollect.engine.llvm.values import I64, POINTER, VOID, Emitter, Value
 from recollect.engine.plan import Plan
@@ -66,10 +67,12 @@ class Kernel:
     def run(self, e: Emitter, stage: Emitter, threads: Value) -> None:
         """From an entry, run a stage ``(arguments, thread, threads)``, on a team if there are several threads.
 
-        The end of a stage is a barrier: what follows begins when all threads are through.
+        The end of a stage is a barrier: what follows begins when all threads are through. Denormal numbers count as
+        0 in it.
         """
+        stage.function.attributes.add("noinline")
         with e.builder.if_else((threads <= 1).ir) as (one, many):
-            with one:
+            with one, flushed(e, self.tiling.mode_register):
                 e.call(stage.function, e.arguments[0], e.integer(0), e.integer(1))
             with many:
                 i32 = ir.IntType(32)
@@ -86,7 +89,8 @@ class Kernel:
         for name in ("thread_num", "num_threads"):
             number = e.call_address(self.slot(e, name), ir.FunctionType(i32, []))
             who.append(Value(e.builder, e.builder.sext(number.ir, I64)))
-        e.call(stage.function, e.arguments[0], *who)
+        with flushed(e, self.tiling.mode_register):
+            e.call(stage.function, e.arguments[0], *who)
         e.builder.ret_void()
         return e.function
 

@@ -45,6 +45,7 @@ class Machine:
         accumulators: vectors that a tile may keep in registers, leaving room for its operands.
         triple: as LLVM names the architecture and system; none for that of this process.
         pause: LLVM's name of the instruction for loops that wait; empty where it is not known.
+        mode_register: what holds the mode in which denormal numbers count as 0 (`denormals.flushed`); empty likewise.
     """
 
     cpu: str
@@ -53,6 +54,7 @@ class Machine:
     accumulators: int
     triple: str = ""
     pause: str = ""
+    mode_register: str = ""
 
     def lanes(self, dtype: str) -> int:
         return self.vector_bytes // SIZE[dtype]
@@ -74,7 +76,8 @@ def machine(triple: str, cpu: str, features: Mapping[str, bool]) -> Machine:
         width, accumulators = 16, 10
     flat = ",".join(f"{'+' if features[name] else '-'}{name}" for name in sorted(features))
     pause = "llvm.x86.sse2.pause" if triple.startswith("x86_64") else ""
-    return Machine(cpu, flat, width, accumulators, triple, pause)
+    register = {"x86_64": "mxcsr", "aarch64": "fpcr", "arm64": "fpcr"}.get(triple.partition("-")[0], "")
+    return Machine(cpu, flat, width, accumulators, triple, pause, register)
 
 
 @lru_cache(maxsize=1)

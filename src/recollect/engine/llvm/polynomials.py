@@ -13,6 +13,7 @@ LN2 = math.log(2.0)
 ROUND = {"float32": 1.5 * 2.0**23, "float64": 1.5 * 2.0**52}
 MANTISSA = {"float32": 23, "float64": 52}
 BIAS = {"float32": 127, "float64": 1023}
+SMALLEST = {"float32": 2.0**-126, "float64": 2.0**-1022}  # what is smaller is denormal
 
 # (e^r - 1 - r) / r^2 on |r| <= ln(2)/2. float32: the minimax coefficients of S. Moshier's
 # Cephes library (expf); float64: the Taylor series, whose remainder is below 2e-16 there.

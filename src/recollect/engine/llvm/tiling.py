@@ -26,6 +26,7 @@ class Tiling:
         unit_vectors: vectors in a unit block.
         hidden_wide, input_wide: vectors in a panel of H and of I columns.
         pause: what a waiting thread calls to leave the core's resources to others, by LLVM's name; or empty.
+        mode_register: the machine's.
     """
 
     dtype: str
@@ -35,6 +36,7 @@ class Tiling:
     hidden_wide: int
     input_wide: int
     pause: str
+    mode_register: str
 
     @property
     def block(self) -> int:
@@ -75,4 +77,5 @@ def make_tiling(plan: Plan, machine: Machine, dtype: str, inputs: int, hidden: i
         hidden_wide=panel(hidden),
         input_wide=panel(inputs),
         pause=machine.pause,
+        mode_register=machine.mode_register,
     )

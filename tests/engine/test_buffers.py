@@ -1,0 +1,192 @@
+"""Memory that is kept for the next call: bounded, the least recently used goes first, what is in use stays."""
+
+from __future__ import annotations
+
+import gc
+import os
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+import recollect
+from recollect import cells, nn
+from recollect.engine import buffers
+from recollect.engine.buffers import Buffer, Pool
+from recollect.engine.llvm.problem import Parts, dense_problem
+
+KIB = 1024
+
+
+@pytest.fixture
+def pool(monkeypatch):
+    """One of 64 KiB in place of the process's own."""
+    made = Pool(64 * KIB)
+    monkeypatch.setattr(buffers, "_pool", made)
+    return made
+
+
+def lend(kib, dtype=torch.float32):
+    return Buffer(dtype, Parts(kib * KIB // dtype.itemsize))
+
+
+def lent(*sizes):
+    """Lend buffers of these sizes in turn, give each back at once, and return weak references to their memory."""
+    references = []
+    for size in sizes:
+        buffer = lend(size)
+        references.append(weakref.ref(buffer.data))
+        del buffer
+    return references
+
+
+def alive(references):
+    return [reference() is not None for reference in references]
+
+
+def test_memory_comes_back_for_the_same_size(pool):
+    (first,) = lent(8)
+    assert pool.idle_bytes == 8 * KIB
+    buffer = lend(8)
+    assert buffer.data is first()
+    assert pool.idle_bytes == 0
+    assert lend(8).data is not first()
+    assert lend(8, torch.float64).data.dtype == torch.float64
+
+
+def test_many_sizes_stay_within_the_limit(pool):
+    for size in range(4, 200):
+        lent(size)
+        assert pool.idle_bytes <= pool.limit
+    assert pool.idle_bytes > 0
+    assert pool.idle_bytes == sum(each.nbytes for waiting in pool._idle.values() for each in waiting)
+
+
+def test_the_least_recently_used_goes_first(pool):
+    kept = lent(16, 20, 24)
+    assert alive(kept) == [True, True, True]
+    lent(16)  # used again: now 20 is the oldest
+    more = lent(12)
+    assert alive([*kept, *more]) == [True, False, True, True]
+    more += lent(28)
+    assert alive([*kept, *more]) == [True, False, False, True, True]
+
+
+def test_as_much_is_freed_as_must_be(pool):
+    small, large = lent(8, 12, 16), lent(56)
+    assert alive(small) == [False, False, False]
+    assert alive(large) == [True]
+
+
+def test_what_exceeds_the_limit_drives_nothing_out(pool):
+    kept, too_large = lent(16), lent(80)
+    assert alive(kept) == [True]
+    assert alive(too_large) == [False]
+
+
+def test_release_frees_all_but_what_is_in_use(pool):
+    kept, used = lent(8, 16), lend(24)
+    used.data.fill_(3.0)
+    assert recollect.release_buffers() == 24 * KIB
+    assert alive(kept) == [False, False]
+    assert pool.idle_bytes == 0
+    assert (used.data == 3.0).all()
+    assert recollect.release_buffers() == 0
+    del used
+    assert recollect.release_buffers() == 24 * KIB
+
+
+def test_release_between_forward_and_backward_changes_nothing():
+    layer, x = nn.LSTM(3, 3), torch.randn(20, 4, 3)
+    with recollect.set_backend("llvm"):
+        found = []
+        for release in (False, True):
+            layer.zero_grad()
+            y = layer(x)[0]
+            if release:
+                recollect.release_buffers()
+                layer(torch.randn(20, 4, 3))[0].sum().backward()  # memory of the same size, used by another call
+                layer.zero_grad()
+            y.square().sum().backward()
+            found.append([each.grad for each in layer.parameters()])
+        del y
+        gc.collect()
+        assert recollect.release_buffers() > 0
+    for mine, true in zip(*found, strict=True):
+        assert torch.equal(mine, true)
+
+
+def test_memory_of_the_callers_is_not_kept(pool):
+    own = torch.empty(4 * KIB)
+    del Buffer(torch.float32, Parts(4 * KIB), own).data
+    assert pool.idle_bytes == 0
+
+
+def test_a_buffer_that_ends_while_the_pool_is_locked_is_freed(pool):
+    """In the middle of the pool's own work, as the garbage collector may: nobody waits."""
+    buffer = lend(8)
+    memory = weakref.ref(buffer.data)
+    with pool._lock:
+        del buffer
+        assert memory() is None
+        other = lend(8)
+    del other
+    assert pool.idle_bytes == 8 * KIB
+
+
+def test_threads(pool):
+    def work(seed):
+        generator = torch.Generator().manual_seed(seed)
+        for size in torch.randint(4, 40, (300,), generator=generator).tolist():
+            buffer = lend(size)
+            buffer.data.fill_(seed)
+            if size % 7 == 0:
+                recollect.release_buffers()
+            if not (buffer.data == seed).all():
+                return False
+        return True
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(work, range(8)))
+    assert pool.idle_bytes <= pool.limit
+    assert pool.idle_bytes == sum(each.nbytes for waiting in pool._idle.values() for each in waiting)
+
+
+# Nothing is left behind ---------------------------------------------------------------------------
+
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def work(layer, shapes):
+    for steps, batch in shapes:
+        x = torch.randn(steps, batch, 3, requires_grad=True)
+        lengths = torch.arange(batch) % steps + 1 if batch % 3 == 0 else None
+        y, _ = layer(x, lengths=lengths)
+        y.sum().backward()
+        layer.zero_grad()
+        with torch.no_grad():
+            layer(x, lengths=lengths)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux says how much memory is resident")
+def test_calls_of_ever_new_shapes_leave_nothing_behind(monkeypatch):
+    """After as many as the caches hold, more shapes add neither objects nor memory."""
+    monkeypatch.setattr(buffers, "_pool", Pool(2**22))
+    layer = nn.Recurrent(cells.lstm, 3, 3)
+    shapes = [(steps, batch) for steps in range(20, 60) for batch in range(20, 40)]
+    with recollect.set_backend("llvm"):
+        work(layer, shapes[:200])
+        before = []
+        for part in (shapes[200:400], shapes[400:600], shapes[600:]):
+            gc.collect()
+            before.append((len(gc.get_objects()), resident()))
+            work(layer, part)
+        gc.collect()
+    objects, memory = zip(*before, (len(gc.get_objects()), resident()), strict=True)
+    assert dense_problem.cache_info().currsize <= dense_problem.cache_info().maxsize
+    assert objects[-1] - objects[0] < 300, objects
+    assert memory[-1] - memory[0] < 4 * 2**20, memory
