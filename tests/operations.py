@@ -172,7 +172,8 @@ REFUSED = {"heaviside"}
 # Which of two equal zeros is the smaller one is nobody's word; -softplus(-x) has the sign of its minus; and the
 # zeros of torch's softshrink have the sign of x in its vector code and none in its scalar code.
 SIGN_OF_ZERO_IS_OPEN = {
-    "minimum", "maximum", "fmin", "fmax", "clamp", "clamp_min", "clamp_max", "hardtanh", "logsigmoid", "softshrink",
+    "minimum", "maximum", "fmin", "fmax", "clamp", "clamp_min", "clamp_max", "gelu", "hardtanh", "logsigmoid",
+    "softshrink",
 }  # fmt: skip
 # At NaN the value is NaN; the derivative is what a comparison with NaN happens to choose, which in torch also
 # depends on whether the number falls into its vector code or its scalar code.

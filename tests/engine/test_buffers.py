@@ -15,7 +15,8 @@ import recollect
 from recollect import cells, nn
 from recollect.engine import buffers
 from recollect.engine.buffers import Buffer, Pool
-from recollect.engine.llvm.problem import Parts, dense_problem
+from recollect.engine.calls import dense_problem
+from recollect.engine.llvm.problem import Parts
 
 KIB = 1024
 

@@ -13,7 +13,7 @@ from llvmlite import ir
 
 import recollect
 from recollect import cells, nn
-from recollect.engine import autograd
+from recollect.engine import calls
 from recollect.engine.llvm import kernels
 from recollect.engine.llvm.division import Division
 from recollect.engine.llvm.machine import Code, compile_module, host
@@ -118,7 +118,7 @@ def test_ordinary_numbers_keep_their_bits(name, monkeypatch):
 @pytest.fixture(params=DIVISIONS, ids=str)
 def divided(request, monkeypatch):
     """Each call is divided in this way."""
-    monkeypatch.setattr(autograd, "divide", lambda *_: request.param)
+    monkeypatch.setattr(calls, "divide", lambda *_: request.param)
 
 
 @pytest.mark.usefixtures("divided")

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from recollect import cells, nn
-from recollect.engine import autograd
-from recollect.engine.autograd import dense_problem
+from recollect.engine import calls
+from recollect.engine.calls import dense_problem
 from recollect.engine.llvm.division import Division, divide
 from recollect.engine.plan import Variant
 
@@ -19,7 +19,7 @@ def under(monkeypatch):
     """Call a function with a division forced."""
 
     def call(division, function):
-        monkeypatch.setattr(autograd, "divide", lambda *_: division)
+        monkeypatch.setattr(calls, "divide", lambda *_: division)
         dense_problem.cache_clear()
         return function()
 
@@ -54,7 +54,7 @@ def test_outputs_and_gradients_keep_every_bit(under, name, sizes):
 
 
 def test_units_are_divided_where_weights_are_large_and_rows_few():
-    kernels = autograd.kernels_of(cells.lstm, torch.float32, Variant())
+    kernels = calls.kernels_of(cells.lstm, torch.float32, Variant())
 
     def of(batch, inputs, hidden, steps=100, threads=2):
         return divide(kernels, inputs, hidden, batch, batch * steps, steps, threads)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import recollect
 from recollect import cells, nn
-from recollect.engine import autograd
+from recollect.engine import calls
 from recollect.engine.llvm.division import Division
 from tolerances import GRADIENT, VALUE, assert_bits, assert_equal
 
@@ -135,7 +135,7 @@ def run(layer, x, states=None, *, loss="both", division=None, backend="llvm", no
     layer.zero_grad()
     with pytest.MonkeyPatch.context() as patch, recollect.set_backend(backend):
         if division:
-            patch.setattr(autograd, "divide", lambda *_: division)
+            patch.setattr(calls, "divide", lambda *_: division)
         if noise is not None:
             patch.setattr(layer, "_noise", lambda *_: noise)
         torch.manual_seed(0)

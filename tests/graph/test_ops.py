@@ -63,7 +63,7 @@ def test_value_and_derivative_are_torchs(row, function, arity, dtype):
         wrong = differs(actual, wanted, dtype=dtype, signed_zeros=signed_zeros)
         wrong &= ~(open_values if is_value else open_derivatives)(row, list(values.values()))
         message = [
-            f"{name} at {[float(v[i]) for v in leaves]} is {float(actual[i])}, not {float(wanted[i])}"
+            f"{name} at {[float(v[i]) for v in values.values()]} is {float(actual[i])}, not {float(wanted[i])}"
             for i in wrong.nonzero().flatten()[:5].tolist()
         ]
         assert not message, message

@@ -23,7 +23,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
 from recollect.cells.cell import Cell
-from recollect.engine import autograd, dispatch, reference
+from recollect.engine import autograd, calls, dispatch, reference
 from recollect.engine.llvm.problem import most_memory
 from recollect.engine.plan import Variant
 from recollect.engine.reference import Extras, Result, Weights
@@ -192,7 +192,7 @@ def _rows(x: Tensor) -> Any:
 
 
 def _room_for_memory(cell: Cell, x: Tensor, inputs: Any, hidden: Any, variant: Variant) -> Tensor:
-    return x.new_empty(most_memory(autograd.kernels_of(cell, x.dtype, variant), inputs, hidden, _rows(x)))
+    return x.new_empty(most_memory(calls.kernels_of(cell, x.dtype, variant), inputs, hidden, _rows(x)))
 
 
 class _Recorder:
