@@ -41,6 +41,7 @@ WITHOUT_TORCH = [
     "recollect.graph.declaration",
     "recollect.engine",
     "recollect.engine.plan",
+    "recollect.engine.waves",
     "recollect.engine.llvm.kernels",
     "recollect.datasets",
     "recollect.model_file",
@@ -57,6 +58,7 @@ MAY_NOT_EVEN_LATER = {
     "recollect.graph.latex",
     "recollect.graph.declaration",
     "recollect.engine.plan",
+    "recollect.engine.waves",
     "recollect.model_file.container",
 }
 # Nor does anything in these rooms.

@@ -17,6 +17,7 @@ from recollect.engine.llvm.machine import host
 from recollect.engine.llvm.problem import Problem
 from recollect.engine.llvm.team import team
 from recollect.engine.reference import Extras, Result, Weights
+from recollect.engine.segments import Segmented, steps_of
 
 
 def obstacle(x: torch.Tensor) -> str | None:
@@ -76,6 +77,10 @@ def run(
         return reference.run(cell, x, batch_sizes, states, weights, extras, reverse=reverse)
     problem, tensors = prepare(cell, x, batch_sizes, states, weights, extras, reverse)
     if torch.is_grad_enabled() and _any_requires_grad(tensors):
+        if extras.checkpoint is not None and (steps := steps_of(problem, extras.checkpoint)) < problem.steps:
+            results: Any = Segmented.apply(cell, batch_sizes, extras, reverse, steps, *tensors)
+            wanted = len(problem.plan.outputs)
+            return results[:wanted], results[wanted:]
         results: Any = _Layer.apply(cell, batch_sizes, extras, reverse, problem, None, *tensors)
         wanted = len(problem.plan.outputs)
         return results[:wanted], results[wanted:]

@@ -45,12 +45,14 @@ class Extras(NamedTuple):
         feed_mask: [B, F]; W_hh multiplies ``feed_mask * h``.
         keep: for each state [N, its size], or [its size] for all rows; how much of its old value it keeps.
         all_states: return every state of every step, not only the output.
+        checkpoint: the steps of the segments that kernels train in, or ``"auto"``; see `engine.segments`.
     """
 
     resets: torch.Tensor | None = None
     feed_mask: torch.Tensor | None = None
     keep: Sequence[torch.Tensor] = ()
     all_states: bool = False
+    checkpoint: int | str | None = None
 
     @property
     def variant(self) -> Variant:

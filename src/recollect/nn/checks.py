@@ -36,6 +36,15 @@ def check_probability(name: str, value: object) -> float:
     return float(value)
 
 
+def check_checkpoint(value: object) -> int | str | None:
+    """Return ``value``, or raise InputError unless it says how long segments are."""
+    if value is None or value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value  # pyright: ignore[reportReturnType]
+    raise InputError(
+        "checkpoint must say how long segments are", given=repr(value), expected='a number of steps, "auto" or None'
+    )
+
+
 def check_resets(resets: Any, x: torch.Tensor | PackedSequence) -> torch.Tensor:
     """Return the flags [T, B] or [B, T], [T] unbatched, or [N] of a PackedSequence; InputError unless they fit."""
     flags = resets.data if isinstance(resets, PackedSequence) else resets

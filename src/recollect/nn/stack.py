@@ -29,6 +29,7 @@ class Stack:
         bias, projected: which parameters a layer has.
         dropout, recurrent_dropout, zoneout: whether a call brings noise of this kind.
         all_states: whether a call returns every state of every step.
+        checkpoint: as in `Recurrent`; how a call is computed, not what.
     """
 
     cell: Cell
@@ -41,6 +42,7 @@ class Stack:
     recurrent_dropout: bool
     zoneout: bool
     all_states: bool
+    checkpoint: int | str | None = None
 
     def run(
         self,
@@ -110,7 +112,7 @@ class Stack:
         self, rows: Rows, resets: torch.Tensor | None, noise: Sequence[torch.Tensor], count: int
     ) -> tuple[list[torch.Tensor], list[Extras]]:
         """The dropout masks between layers, and what is added to each layer and direction; empty where nothing is."""
-        if resets is None and not noise and not self.all_states:
+        if resets is None and not noise and not self.all_states and self.checkpoint is None:
             return [], []  # most calls by far
 
         def per_step(mask: torch.Tensor) -> torch.Tensor:
@@ -125,8 +127,11 @@ class Stack:
         flags = None if resets is None else _packed(rows.take(resets), 1)
         last = count - (2 if self.bidirectional else 1)  # from here on it is the last layer
         all_states = [self.all_states and place >= last for place in range(count)]
-        each = zip(feed_masks, keep, all_states, strict=True)
-        return dropout, [PLAIN if (flags, *of) == (None, None, (), False) else Extras(flags, *of) for of in each]
+        found = []
+        for mask, kept, every in zip(feed_masks, keep, all_states, strict=True):
+            plain = flags is None and mask is None and not kept and not every and self.checkpoint is None
+            found.append(PLAIN if plain else Extras(flags, mask, kept, every, self.checkpoint))
+        return dropout, found
 
     def _weights(self, parameters: Sequence[torch.Tensor]) -> list[Weights]:
         """The parameters of each layer and direction."""

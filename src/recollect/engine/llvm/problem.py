@@ -134,6 +134,11 @@ class Problem:
         self._block_starts.append(starts)  # the kernel's arguments point to it
         return {"blocks": count, "block_starts": starts.ctypes.data}
 
+    @property
+    def bytes_per_step(self) -> int:
+        """What a step of all rows adds to the memory of `train`."""
+        return self.batch * self.width * (len(self.plan.states) + self.plan.saved) * SIZE[self.tiling.dtype]
+
     def _piece(self, blocks: int, vectors: int, count: int) -> int:
         """How many k to take at once: all of them where no second block of rows would find them in the cache."""
         return self.tiling.piece(vectors) if blocks > self.division.row_threads else count

@@ -1,0 +1,148 @@
+"""A long sequence in segments, so that training needs memory for one of them only.
+
+What the backward pass reads takes several times the memory of the outputs, and grows with the sequence. Here the
+forward pass keeps the states between segments; the backward pass runs each segment forward once more, keeps what it
+reads of that one, and goes back through it (A. Gruslys et al., "Memory-efficient backpropagation through time",
+2016). That is one more forward pass; gradients of parameters are summed segment by segment, so they equal the
+unsegmented ones to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import torch
+
+from recollect.cells.cell import Cell
+from recollect.engine.calls import backward, forward, prepare
+from recollect.engine.llvm.problem import Problem
+from recollect.engine.reference import Extras, Weights
+from recollect.errors import NotYetError
+
+# Memory that is left to a segment, and how many times that a sequence must need to be worth cutting; in bytes.
+_SEGMENT, _WORTH = 1 << 26, 4
+
+
+def steps_of(problem: Problem, wanted: int | str) -> int:
+    """The steps of a segment: as wanted, or with ``"auto"`` so many that memory is bounded; T for one segment."""
+    if wanted != "auto":
+        return min(int(wanted), problem.steps)
+    each = problem.bytes_per_step
+    if each * problem.steps <= _WORTH * _SEGMENT:
+        return problem.steps
+    return max(1, _SEGMENT // each)
+
+
+class _Segment(NamedTuple):
+    """Some neighbouring steps: their sizes, and where their rows begin and end."""
+
+    batch_sizes: Sequence[int]
+    begin: int
+    end: int
+
+
+def _cut(batch_sizes: Sequence[int], steps: int, *, reverse: bool) -> list[_Segment]:
+    """The segments in the order in which a layer runs through them."""
+    offsets = [0, *accumulate(batch_sizes)]
+    found = []
+    for first in range(0, len(batch_sizes), steps):
+        sizes = batch_sizes[first : first + steps]
+        found.append(_Segment(sizes, offsets[first], offsets[first + len(sizes)]))
+    return found[::-1] if reverse else found
+
+
+class Segmented(torch.autograd.Function):
+    """Derivatives of `autograd.run`, segment by segment; a first derivative only.
+
+    ``apply(cell, batch_sizes, extras, reverse, steps, *tensors)`` returns the outputs and the final states.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, cell: Cell, batch_sizes: Sequence[int], extras: Extras, reverse: bool, steps: int, *tensors: Any
+    ) -> Any:
+        ctx.set_materialize_grads(False)
+        x, hidden = tensors[0], tensors[2].shape[1]
+        ctx.cell, ctx.extras, ctx.reverse = cell, extras, reverse
+        ctx.segments = _cut(batch_sizes, steps, reverse=reverse)
+        wanted = len(cell.states) if extras.all_states else 1
+        outputs = [x.new_empty(*x.shape[:-1], hidden) for _ in range(wanted)]
+        batch = batch_sizes[0] if tensors[5] is None else tensors[5].shape[1]
+        given = tensors[5 : 5 + len(cell.states)]
+        states = [x.new_zeros(1, batch, hidden) if each is None else each.clone() for each in given]
+        ctx.starts = []
+        for segment in ctx.segments:
+            active = segment.batch_sizes[0]
+            ctx.starts.append([state[:, :active].clone() for state in states])
+            problem, own, added = _of_segment(ctx, tensors, segment, ctx.starts[-1])
+            found, final, _ = forward(problem, own, added, save=False)
+            for into, part in zip(outputs, found, strict=True):
+                into.flatten(0, -2)[segment.begin : segment.end] = part
+            for state, new in zip(states, final, strict=True):
+                state[:, :active] = new
+        ctx.save_for_backward(*tensors)
+        return (*outputs, *states)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> Any:
+        if torch.is_grad_enabled():
+            raise NotYetError(
+                "a layer that runs in segments has first derivatives only", given="create_graph=True",
+                remedy="checkpoint=None",
+            )  # fmt: skip
+        tensors, needed = ctx.saved_tensors, ctx.needs_input_grad[_BEFORE_TENSORS:]
+        x, count = tensors[0], len(ctx.cell.states)
+        wanted = len(grads) - count
+        douts = [None if grad is None else grad.flatten(0, -2) for grad in grads[:wanted]]
+        batch, hidden = max(start[0].shape[1] for start in ctx.starts), tensors[2].shape[1]
+        if tensors[5] is not None:
+            batch = tensors[5].shape[1]
+        dstates = [x.new_zeros(1, batch, hidden) if grad is None else grad.clone() for grad in grads[wanted:]]
+        dx = torch.empty_like(x, memory_format=torch.contiguous_format) if needed[0] else None
+        sums: list[torch.Tensor | None] = [None] * len(tensors)
+        every = [*needed[:5], *[True] * count, *needed[5 + count :]]
+        for segment, starts in zip(reversed(ctx.segments), reversed(ctx.starts), strict=True):
+            active = segment.batch_sizes[0]
+            problem, own, added = _of_segment(ctx, tensors, segment, starts)
+            _, _, memory = forward(problem, own, added, save=True)
+            leaving = [
+                *(None if each is None else each[segment.begin : segment.end] for each in douts),
+                *(each[:, :active] for each in dstates),
+            ]
+            found = backward(problem, memory, own, added, every, leaving)
+            for place, grad in enumerate(found):
+                if grad is None:
+                    continue
+                if place == 0 and dx is not None:
+                    dx.flatten(0, -2)[segment.begin : segment.end] = grad
+                elif 5 <= place < 5 + count:
+                    dstates[place - 5][:, :active] = grad
+                else:
+                    before = sums[place]
+                    sums[place] = grad if before is None else before.add_(grad)
+        result = [dx, *sums[1:5], *dstates, *sums[5 + count :]]
+        return (
+            *[None] * _BEFORE_TENSORS,
+            *(grad if need else None for grad, need in zip(result, needed, strict=True)),
+        )
+
+
+_BEFORE_TENSORS = 5  # arguments of Segmented.forward before the tensors
+
+
+def _of_segment(
+    ctx: Any, tensors: Sequence[Any], segment: _Segment, starts: Sequence[torch.Tensor]
+) -> tuple[Problem, tuple[Any, ...], Extras]:
+    """The problem, the tensors and the additions of one segment."""
+    x, ih, hh, bias_ih, bias_hh, *rest = tensors
+    extras, rows, active = ctx.extras, slice(segment.begin, segment.end), segment.batch_sizes[0]
+    added = extras._replace(
+        checkpoint=None,
+        feed_mask=None if extras.feed_mask is None else extras.feed_mask[:active],
+        keep=[each[rows] if each.dim() > 1 else each for each in extras.keep],
+    )
+    weights = Weights(ih, hh, bias_ih, bias_hh, None, rest[len(starts) :])
+    own = x.flatten(0, -2)[rows]
+    return *prepare(ctx.cell, own, segment.batch_sizes, starts, weights, added, ctx.reverse), added
