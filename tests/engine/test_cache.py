@@ -18,6 +18,7 @@ import torch
 
 import recollect
 from recollect import cells, nn
+from recollect.engine import calls
 from recollect.engine.llvm import cache, kernels
 from recollect.engine.llvm.machine import Code, compile_module, host
 from recollect.engine.plan import Variant
@@ -65,6 +66,7 @@ def call(monkeypatch, compiled):
 
     def call_afresh():
         monkeypatch.setattr(kernels, "_CACHE", {})
+        calls.dense_problem.cache_clear()  # it holds kernels too
         layer.zero_grad()
         y, h = layer(x)
         (y.square().sum() + h.sum()).backward()

@@ -27,8 +27,8 @@ def under(monkeypatch):
     dense_problem.cache_clear()
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru", "rnn_tanh", "peephole_lstm", "slstm"])
-@pytest.mark.parametrize("sizes", [(1, 3, 5, 7), (5, 17, 33, 9), (37, 40, 65, 11), (130, 9, 12, 3), (3, 300, 260, 4)])
+@pytest.mark.parametrize("name", ["lstm", "gru", "slstm"])
+@pytest.mark.parametrize("sizes", [(1, 3, 5, 7), (37, 40, 65, 11), (130, 9, 12, 3)])
 def test_outputs_and_gradients_keep_every_bit(under, name, sizes):
     batch, inputs, hidden, steps = sizes
     torch.manual_seed(0)

@@ -175,7 +175,7 @@ def assert_same(mine, true, assertion, *more, only=lambda name: True):
 
 
 @pytest.mark.parametrize("name", cells.__all__)
-@settings(ENGINE, max_examples=25)
+@settings(ENGINE, max_examples=12)
 @given(case=cases())
 def test_llvm_equals_the_reference(name, case):
     cell = cells.by_name(name)
@@ -196,7 +196,7 @@ def test_llvm_equals_the_reference(name, case):
 names = st.sampled_from(["lstm", "gru", "slstm", "peephole_lstm"])
 
 
-@settings(ENGINE, max_examples=20)
+@settings(ENGINE, max_examples=10)
 @given(names, cases(NARROW, both_ways=False), st.integers(1, 5))
 def test_a_sequence_in_chunks_equals_the_whole(name, case, size):
     """Outputs to the bit; gradients, which flow from chunk to chunk through the states, are sums in another order."""
@@ -225,7 +225,7 @@ def test_a_sequence_in_chunks_equals_the_whole(name, case, size):
         assert_equal(each.grad, gradients[parameter_name], GRADIENT, parameter_name)
 
 
-@settings(ENGINE, max_examples=20)
+@settings(ENGINE, max_examples=10)
 @given(names, cases(RESETTING, loss="y"), st.randoms(use_true_random=False))
 def test_permuting_the_batch_commutes(name, case, random):
     """Outputs and the gradients of each row to the bit; parameters' are sums over rows."""
@@ -252,7 +252,7 @@ def test_permuting_the_batch_commutes(name, case, random):
         assert_equal(mine, true, GRADIENT)
 
 
-@settings(ENGINE, max_examples=20)
+@settings(ENGINE, max_examples=10)
 @given(names, st.data())
 def test_padding_never_changes_a_bit(name, data):
     case = data.draw(cases(NOISY).filter(lambda case: case.lengths is not None))
@@ -267,7 +267,7 @@ def test_padding_never_changes_a_bit(name, data):
     assert (gradients["x"][padding] == 0).all()
 
 
-@settings(ENGINE, max_examples=20)
+@settings(ENGINE, max_examples=10)
 @given(names, cases(RESETTING, lengths=None, loss="y"), st.data())
 def test_a_reset_begins_a_new_sequence(name, case, data):
     """Of two layers forward in time, or of one in both directions, which parts the sequence one step later."""
@@ -303,7 +303,7 @@ def test_a_reset_begins_a_new_sequence(name, case, data):
         assert_equal(each.grad, gradients[f"initial {state_name}"], GRADIENT, state_name)
 
 
-@settings(ENGINE, max_examples=20)
+@settings(ENGINE, max_examples=10)
 @given(names, cases(NARROW, layers=1, both_ways=True, loss="y"))
 def test_reverse_equals_flipped(name, case):
     """Each row is flipped within its own length."""
@@ -338,7 +338,7 @@ def test_reverse_equals_flipped(name, case):
         assert_equal(mine, true, GRADIENT)
 
 
-@settings(ENGINE, max_examples=20)
+@settings(ENGINE, max_examples=10)
 @given(names, cases(NOISY))
 def test_no_division_changes_a_bit(name, case):
     cell = cells.by_name(name)
@@ -350,7 +350,7 @@ def test_no_division_changes_a_bit(name, case):
         assert_same(other_gradients, gradients, assert_bits)
 
 
-@settings(ENGINE, max_examples=20)
+@settings(ENGINE, max_examples=10)
 @given(names, cases(NOISY))
 def test_save_and_load_is_identity(name, case):
     cell = cells.by_name(name)

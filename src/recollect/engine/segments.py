@@ -121,7 +121,7 @@ class Segmented(torch.autograd.Function):
                     dstates[place - 5][:, :active] = grad
                 else:
                     before = sums[place]
-                    sums[place] = grad if before is None else before.add_(grad)
+                    sums[place] = grad if before is None else before + grad  # not in place: biases may share theirs
         result = [dx, *sums[1:5], *dstates, *sums[5 + count :]]
         return (
             *[None] * _BEFORE_TENSORS,

@@ -46,7 +46,13 @@ def _writer() -> str | None:
     try:
         ours = sorted((root / "engine" / "llvm").glob("*.py"))
         rows = sorted((root / "graph" / "ops").glob("*.py"))
-        for path in (*ours, *rows, root / "engine" / "plan.py", root / "graph" / "graph.py"):
+        for path in (
+            *ours,
+            *rows,
+            root / "engine" / "plan.py",
+            root / "engine" / "waves.py",
+            root / "graph" / "graph.py",
+        ):
             found.update(hashlib.sha256(path.read_bytes()).digest())
     except OSError:
         return None
