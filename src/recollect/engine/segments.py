@@ -22,7 +22,7 @@ from recollect.engine.reference import Extras, Weights
 from recollect.errors import NotYetError
 
 # Memory that is left to a segment, and how many times that a sequence must need to be worth cutting; in bytes.
-_SEGMENT, _WORTH = 1 << 26, 4
+_SEGMENT, _WORTH = 1 << 25, 8
 
 
 def steps_of(problem: Problem, wanted: int | str) -> int:

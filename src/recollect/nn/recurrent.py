@@ -70,7 +70,7 @@ class Recurrent(nn.Module):
         checkpoint: train in segments of so many steps, or ``"auto"``: the memory that training needs is then that of
             one segment, for one more forward pass. Gradients equal the unsegmented ones to rounding; there are no
             second ones. ``"auto"`` cuts sequences that need more than 256 MiB in each layer and direction into
-            segments of 64 MiB. Where other backends than llvm serve, or under ``torch.compile``, nothing is cut.
+            segments of 32 MiB. Where other backends than llvm serve, or under ``torch.compile``, nothing is cut.
         device, dtype: where and in which type the parameters are made.
 
     Parameters, for layer k (with ``_reverse`` appended for the second direction), named and packed as in
