@@ -4,6 +4,9 @@ Of the ways to write it, this was the quickest that was tried: the input's produ
 stored as [I, 4H] and [H, 4H], four steps unrolled for inference and none for training.
 """
 
+# Peers need not be installed.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import os

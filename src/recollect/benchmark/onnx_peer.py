@@ -1,5 +1,8 @@
 """The LSTM against ONNX Runtime: one LSTM operator."""
 
+# Peers need not be installed.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 from typing import Any
