@@ -78,14 +78,16 @@ def run(
     problem, tensors = prepare(cell, x, batch_sizes, states, weights, extras, reverse)
     if torch.is_grad_enabled() and _any_requires_grad(tensors):
         if extras.checkpoint is not None and (steps := steps_of(problem, extras.checkpoint)) < problem.steps:
-            results: Any = Segmented.apply(cell, batch_sizes, extras, reverse, steps, *tensors)
-            wanted = len(problem.plan.outputs)
-            return results[:wanted], results[wanted:]
-        results: Any = _Layer.apply(cell, batch_sizes, extras, reverse, problem, None, *tensors)
-        wanted = len(problem.plan.outputs)
-        return results[:wanted], results[wanted:]
+            return _result(problem, Segmented.apply(cell, batch_sizes, extras, reverse, steps, *tensors))
+        return _result(problem, _Layer.apply(cell, batch_sizes, extras, reverse, problem, None, *tensors))
     outputs, final, _ = forward(problem, tensors, extras, save=False)
     return tuple(outputs), tuple(final)
+
+
+def _result(problem: Problem, results: Any) -> Result:
+    """The outputs and the final states, which a Function returns in one row."""
+    wanted = len(problem.plan.outputs)
+    return results[:wanted], results[wanted:]
 
 
 def _any_requires_grad(tensors: Sequence[Any]) -> bool:
@@ -138,9 +140,7 @@ def replay(
 ) -> Result:
     """What `run` returned with these arguments when it was kept, with its derivatives; nothing runs forward."""
     problem, tensors = prepare(cell, x, batch_sizes, states, weights, extras, reverse)
-    results: Any = _Layer.apply(cell, batch_sizes, extras, reverse, problem, kept, *tensors)
-    wanted = len(problem.plan.outputs)
-    return results[:wanted], results[wanted:]
+    return _result(problem, _Layer.apply(cell, batch_sizes, extras, reverse, problem, kept, *tensors))
 
 
 class _Layer(torch.autograd.Function):

@@ -69,9 +69,9 @@ class Segmented(torch.autograd.Function):
         ctx.segments = _cut(batch_sizes, steps, reverse=reverse)
         wanted = len(cell.states) if extras.all_states else 1
         outputs = [x.new_empty(*x.shape[:-1], hidden) for _ in range(wanted)]
-        batch = batch_sizes[0] if tensors[5] is None else tensors[5].shape[1]
+        ctx.batch = batch_sizes[0] if tensors[5] is None else tensors[5].shape[1]
         given = tensors[5 : 5 + len(cell.states)]
-        states = [x.new_zeros(1, batch, hidden) if each is None else each.clone() for each in given]
+        states = [x.new_zeros(1, ctx.batch, hidden) if each is None else each.clone() for each in given]
         ctx.starts = []
         for segment in ctx.segments:
             active = segment.batch_sizes[0]
@@ -93,13 +93,10 @@ class Segmented(torch.autograd.Function):
                 remedy="checkpoint=None",
             )  # fmt: skip
         tensors, needed = ctx.saved_tensors, ctx.needs_input_grad[_BEFORE_TENSORS:]
-        x, count = tensors[0], len(ctx.cell.states)
+        x, hidden, count = tensors[0], tensors[2].shape[1], len(ctx.cell.states)
         wanted = len(grads) - count
         douts = [None if grad is None else grad.flatten(0, -2) for grad in grads[:wanted]]
-        batch, hidden = max(start[0].shape[1] for start in ctx.starts), tensors[2].shape[1]
-        if tensors[5] is not None:
-            batch = tensors[5].shape[1]
-        dstates = [x.new_zeros(1, batch, hidden) if grad is None else grad.clone() for grad in grads[wanted:]]
+        dstates = [x.new_zeros(1, ctx.batch, hidden) if grad is None else grad.clone() for grad in grads[wanted:]]
         dx = torch.empty_like(x, memory_format=torch.contiguous_format) if needed[0] else None
         sums: list[torch.Tensor | None] = [None] * len(tensors)
         every = [*needed[:5], *[True] * count, *needed[5 + count :]]
