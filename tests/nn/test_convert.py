@@ -87,6 +87,16 @@ def test_a_layer_at_two_places_of_one_container_stays_one():
     assert model[0] is model[2]
 
 
+def test_many_layers_stay_at_their_places():
+    # Each old layer goes as soon as it is replaced, and the next may be made at its address.
+    layers = [torch.nn.LSTM(size, 3) if size % 2 else torch.nn.GRU(size, 3) for size in range(1, 41)]
+    model = torch.nn.ModuleList([torch.nn.ModuleList(layers[first : first + 4]) for first in range(0, 40, 4)])
+    del layers
+    convert(model)
+    found = [(type(each), each.input_size) for part in model for each in part]
+    assert found == [(nn.LSTM if size % 2 else nn.GRU, size) for size in range(1, 41)]
+
+
 def test_two_layers_that_share_a_parameter_still_do():
     first, second = torch.nn.GRU(5, 5), torch.nn.GRU(5, 5)
     second.weight_hh_l0 = first.weight_hh_l0

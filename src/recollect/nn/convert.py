@@ -31,18 +31,17 @@ def convert(module: nn.Module) -> nn.Module:
     Returns:
         The model with our layers in it.
     """
-    memo: dict[int, nn.Module] = {}
+    # By identity, with the old module beside the new one: were it let go, a layer made later could get its id.
+    seen: dict[int, tuple[nn.Module, nn.Module]] = {}
 
     def visit(each: nn.Module, path: str) -> nn.Module:
-        if id(each) not in memo:
-            memo[id(each)] = _converted(each, path)
-            for name, child in list(each.named_children()):
-                each._modules[name] = visit(child, f"{path}.{name}" if path else name)
-            # A shared child is listed once by named_children; its other places are found here.
+        if id(each) not in seen:
+            seen[id(each)] = (each, _converted(each, path))
+            # Not named_children, which lists a child that stands at two places only once.
             for name, child in list(each._modules.items()):
-                if child is not None and id(child) in memo:
-                    each._modules[name] = memo[id(child)]
-        return memo[id(each)]
+                if child is not None:
+                    each._modules[name] = visit(child, f"{path}.{name}" if path else name)
+        return seen[id(each)][1]
 
     return visit(module, "")
 
