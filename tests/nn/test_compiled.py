@@ -130,14 +130,22 @@ def test_two_cells_of_one_name_stay_apart():
         assert_bits(torch.compile(layer, fullgraph=True, backend="aot_eager")(x)[0], layer(x)[0])
 
 
-def test_noise_is_drawn_outside_of_the_operator():
+def test_noise_is_drawn_outside_of_the_operator(monkeypatch):
+    """By torch's own operations, where the eager layer has a kernel for it: so the same bits where that is not used."""
     layer = nn.LSTM(3, 5, 2, dropout=0.3, recurrent_dropout=0.3, zoneout=0.2)
     x = torch.randn(6, 4, 3)
+    monkeypatch.setattr(autograd, "can_be_written", lambda like: False)
     found = []
     for run in (torch.compile(layer, fullgraph=True, backend="aot_eager"), layer):
         torch.manual_seed(0)
         found.append(run(x)[0])
     assert_bits(*found)
+
+
+def test_noise_that_the_eager_layer_draws_by_a_kernel_is_traced():
+    layer = nn.RNN(3, 200, zoneout=0.3, recurrent_dropout=0.3)
+    _, _, states = torch.compile(layer, fullgraph=True, backend="aot_eager")(torch.randn(50, 4, 3), return_states=True)
+    assert abs((states[1:] == states[:-1]).float().mean() - 0.3) < 0.02
 
 
 def test_a_loop_over_a_cell_compiles():

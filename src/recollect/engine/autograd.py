@@ -38,14 +38,21 @@ def could_serve(x: torch.Tensor) -> bool:
 
 def transformed(x: torch.Tensor) -> str | None:
     """Why no kernel can take rows like ``x``: they stand for something else than numbers in memory."""
+    return _without_memory(x) or ("forward-mode differentiation" if forward_ad._current_level >= 0 else None)
+
+
+def can_be_written(x: torch.Tensor) -> bool:
+    """Whether a kernel can write to a new tensor like ``x``, which has no derivative of any mode."""
+    return (_foreign(x) or _without_memory(x)) is None
+
+
+def _without_memory(x: torch.Tensor) -> str | None:
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return "a call that is being traced"
     if _functorch.peek_interpreter_stack() is not None:
         return "a call inside a torch.func transform"
     if _len_torch_dispatch_stack():
         return "a call under a torch dispatch mode"
-    if forward_ad._current_level >= 0:
-        return "forward-mode differentiation"
     if type(x) is not torch.Tensor and type(x) is not torch.nn.Parameter:
         return f"a {type(x).__name__}"
     return None

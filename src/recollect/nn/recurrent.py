@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from recollect.cells.cell import Cell
 from recollect.engine import dispatch
+from recollect.engine.masks import Masks
 from recollect.engine.plan import Variant
 from recollect.errors import InputError, NotYetError
 from recollect.nn import compiled
@@ -80,8 +81,8 @@ class Recurrent(nn.Module):
     directions and F the number of output features of a direction: P, or H without a projection. All but the
     initial states start uniform in :math:`\pm 1 / \sqrt{H}`, as in ``torch.nn``; see `recollect.nn.init`.
 
-    Every random mask is drawn from torch's generator of the input's device, before any kernel runs: a seed
-    repeats it on any number of threads.
+    Every random mask follows from torch's generator of the input's device, before any layer runs: a seed repeats it
+    on any number of threads, for every backend; under ``torch.compile`` or torch.func it may be another.
 
     Raises:
         InputError: a size is not a positive whole number, or an argument is out of range.
@@ -253,6 +254,7 @@ class Recurrent(nn.Module):
         if not any(self.zoneout) and not (self.training and (self.dropout or self.recurrent_dropout)):
             return []
         data, noise = rows_of(x), []
+        masks = Masks(data)
         if isinstance(x, PackedSequence):
             steps = (data.shape[0],)
         else:
@@ -260,19 +262,16 @@ class Recurrent(nn.Module):
         sizes = self._state_sizes()
         features = sizes[self.cell.states[0]]
         runs = self.num_layers * self._directions
-        if self.training and self.dropout:
+        if self.training and self.dropout:  # torch.nn's own, from the same seed
             shape = (*steps, features * self._directions)
             noise += [nn.functional.dropout(data.new_ones(shape), self.dropout) for _ in range(self.num_layers - 1)]
         if self.training and self.recurrent_dropout:
-            ones = data.new_ones(batch, features)
-            noise += [nn.functional.dropout(ones, self.recurrent_dropout) for _ in range(runs)]
+            noise += [masks.dropout((batch, features), self.recurrent_dropout) for _ in range(runs)]
         if any(self.zoneout):
             for _ in range(runs):
                 for size, keep in zip(sizes.values(), self.zoneout, strict=True):
                     drawn = self.training and keep > 0
-                    shape = (*steps, size) if drawn else (size,)
-                    probability = data.new_full(shape, keep)
-                    noise.append(torch.bernoulli(probability) if drawn else probability)
+                    noise.append(masks.bernoulli((*steps, size), keep) if drawn else data.new_full((size,), keep))
         return noise
 
     def _flat_weights(self) -> list[torch.Tensor]:

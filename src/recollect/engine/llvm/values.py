@@ -78,6 +78,9 @@ class Value:
     def __or__(self, other: Value | int) -> Value:
         return Value(self.builder, self.builder.or_(self.ir, self.like(other)))
 
+    def __xor__(self, other: Value | int) -> Value:
+        return Value(self.builder, self.builder.xor(self.ir, self.like(other)))
+
     def __lshift__(self, bits: int) -> Value:
         return Value(self.builder, self.builder.shl(self.ir, self.like(bits)))
 
@@ -233,8 +236,8 @@ class Emitter:
         return Value(self.builder, self.builder.load(place, typ=I64))
 
     def splat(self, value: Value) -> Value:
-        """One number in every lane."""
-        undefined = ir.Constant(self.vector, ir.Undefined)
+        """One number, or integer, in every lane."""
+        undefined = ir.Constant(ir.VectorType(value.ir.type, self.lanes), ir.Undefined)
         first = self.builder.insert_element(undefined, value.ir, ir.Constant(ir.IntType(32), 0))
         zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
         return Value(self.builder, self.builder.shuffle_vector(first, undefined, zeros))
@@ -264,13 +267,11 @@ class Emitter:
 
     def mask(self, count: Value) -> Mask:
         """A condition that holds in the first ``count`` lanes."""
-        wide = ir.VectorType(I64, self.lanes)
-        undefined = ir.Constant(wide, ir.Undefined)
-        first = self.builder.insert_element(undefined, count.ir, ir.Constant(ir.IntType(32), 0))
-        zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
-        spread = self.builder.shuffle_vector(first, undefined, zeros)
-        lanes = ir.Constant(wide, list(range(self.lanes)))
-        return Mask(self.builder, self.builder.icmp_signed("<", lanes, spread), count >= self.lanes)
+        return Mask(self.builder, (self.lane_numbers() < self.splat(count)).ir, count >= self.lanes)
+
+    def lane_numbers(self) -> Value:
+        """The integers 0, 1, 2, ... in the lanes."""
+        return Value(self.builder, ir.Constant(ir.VectorType(I64, self.lanes), list(range(self.lanes))))
 
     @property
     def masks_are_free(self) -> bool:
