@@ -253,15 +253,12 @@ class Recurrent(nn.Module):
         if not any(self.zoneout) and not (self.training and (self.dropout or self.recurrent_dropout)):
             return []
         data, noise = rows_of(x), []
-        if isinstance(x, PackedSequence):
-            steps = (data.shape[0],)
-        else:
-            steps = (data.shape[1], batch) if self.batch_first else (data.shape[0], batch)
+        rows = data.shape[:-1]
         sizes = self._state_sizes()
         features = sizes[self.cell.states[0]]
         runs = self.num_layers * self._directions
         if self.training and self.dropout:
-            shape = (*steps, features * self._directions)
+            shape = (*rows, features * self._directions)
             noise += [nn.functional.dropout(data.new_ones(shape), self.dropout) for _ in range(self.num_layers - 1)]
         if self.training and self.recurrent_dropout:
             ones = data.new_ones(batch, features)
@@ -270,7 +267,7 @@ class Recurrent(nn.Module):
             for _ in range(runs):
                 for size, keep in zip(sizes.values(), self.zoneout, strict=True):
                     drawn = self.training and keep > 0
-                    shape = (*steps, size) if drawn else (size,)
+                    shape = (*rows, size) if drawn else (size,)
                     probability = data.new_full(shape, keep)
                     noise.append(torch.bernoulli(probability) if drawn else probability)
         return noise
