@@ -66,7 +66,7 @@ def call(monkeypatch, compiled):
 
     def call_afresh():
         monkeypatch.setattr(kernels, "_CACHE", {})
-        calls.dense_problem.cache_clear()  # it holds kernels too
+        calls.kept_problem.cache_clear()  # it holds kernels too
         layer.zero_grad()
         y, h = layer(x)
         (y.square().sum() + h.sum()).backward()

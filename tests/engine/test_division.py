@@ -7,7 +7,7 @@ import torch
 
 from recollect import cells, nn
 from recollect.engine import calls
-from recollect.engine.calls import dense_problem
+from recollect.engine.calls import kept_problem
 from recollect.engine.llvm.division import Division, divide
 from recollect.engine.plan import Variant
 
@@ -20,11 +20,11 @@ def under(monkeypatch):
 
     def call(division, function):
         monkeypatch.setattr(calls, "divide", lambda *_: division)
-        dense_problem.cache_clear()
+        kept_problem.cache_clear()
         return function()
 
     yield call
-    dense_problem.cache_clear()
+    kept_problem.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["lstm", "gru", "slstm"])

@@ -13,6 +13,7 @@ from recollect.cells.cell import Cell
 from recollect.engine import reference
 from recollect.engine.buffers import Buffer
 from recollect.engine.calls import DTYPES, backward, forward, prepare
+from recollect.engine.layout import Layout
 from recollect.engine.llvm.machine import host
 from recollect.engine.llvm.problem import Problem
 from recollect.engine.llvm.team import team
@@ -72,7 +73,7 @@ def description(x: torch.Tensor) -> str:
 def run(
     cell: Cell,
     x: torch.Tensor,
-    batch_sizes: Sequence[int],
+    layout: Layout,
     states: Sequence[torch.Tensor] | None,
     weights: Weights,
     extras: Extras,
@@ -80,13 +81,13 @@ def run(
     reverse: bool,
 ) -> Result:
     """Run one layer in one direction; arguments and returns as `reference.run`."""
-    if not x.shape[0]:  # every row has length 0: nothing to do, and nothing that a kernel could be given
-        return reference.run(cell, x, batch_sizes, states, weights, extras, reverse=reverse)
-    problem, tensors = prepare(cell, x, batch_sizes, states, weights, extras, reverse)
+    if not layout.count:  # every row has length 0: nothing to do, and nothing that a kernel could be given
+        return reference.run(cell, x, layout, states, weights, extras, reverse=reverse)
+    problem, tensors = prepare(cell, x, layout, states, weights, extras, reverse)
     if torch.is_grad_enabled() and _any_requires_grad(tensors):
         if extras.checkpoint is not None and (steps := steps_of(problem, extras.checkpoint)) < problem.steps:
-            return _result(problem, Segmented.apply(cell, batch_sizes, extras, reverse, steps, *tensors))
-        return _result(problem, _Layer.apply(cell, batch_sizes, extras, reverse, problem, None, *tensors))
+            return _result(problem, Segmented.apply(cell, layout, extras, reverse, steps, *tensors))
+        return _result(problem, _Layer.apply(cell, layout, extras, reverse, problem, None, *tensors))
     outputs, final, _ = forward(problem, tensors, extras, save=False)
     return tuple(outputs), tuple(final)
 
@@ -120,7 +121,7 @@ class Kept(NamedTuple):
 def run_and_keep(
     cell: Cell,
     x: torch.Tensor,
-    batch_sizes: Sequence[int],
+    layout: Layout,
     states: Sequence[torch.Tensor],
     weights: Weights,
     extras: Extras,
@@ -128,8 +129,8 @@ def run_and_keep(
     *,
     reverse: bool,
 ) -> Kept:
-    """As `run` without autograd, but what the backward pass reads is left in ``memory``; ``x`` has rows."""
-    problem, tensors = prepare(cell, x, batch_sizes, states, weights, extras, reverse)
+    """As `run` without autograd, but what the backward pass reads is left in ``memory``; there are rows."""
+    problem, tensors = prepare(cell, x, layout, states, weights, extras, reverse)
     outputs, final, _ = forward(problem, tensors, extras, save=True, memory=memory)
     return Kept(outputs, final, memory)
 
@@ -137,7 +138,7 @@ def run_and_keep(
 def replay(
     cell: Cell,
     x: torch.Tensor,
-    batch_sizes: Sequence[int],
+    layout: Layout,
     states: Sequence[torch.Tensor],
     weights: Weights,
     extras: Extras,
@@ -146,8 +147,8 @@ def replay(
     reverse: bool,
 ) -> Result:
     """What `run` returned with these arguments when it was kept, with its derivatives; nothing runs forward."""
-    problem, tensors = prepare(cell, x, batch_sizes, states, weights, extras, reverse)
-    return _result(problem, _Layer.apply(cell, batch_sizes, extras, reverse, problem, kept, *tensors))
+    problem, tensors = prepare(cell, x, layout, states, weights, extras, reverse)
+    return _result(problem, _Layer.apply(cell, layout, extras, reverse, problem, kept, *tensors))
 
 
 class _Layer(torch.autograd.Function):
@@ -157,7 +158,7 @@ class _Layer(torch.autograd.Function):
     def forward(
         ctx: Any,
         cell: Cell,
-        batch_sizes: Sequence[int],
+        layout: Layout,
         extras: Extras,
         reverse: bool,
         problem: Problem,
@@ -166,7 +167,7 @@ class _Layer(torch.autograd.Function):
     ) -> Any:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
-        ctx.cell, ctx.batch_sizes, ctx.extras, ctx.reverse, ctx.problem = cell, batch_sizes, extras, reverse, problem
+        ctx.cell, ctx.layout, ctx.extras, ctx.reverse, ctx.problem = cell, layout, extras, reverse, problem
         if kept is None:
             outputs, final, ctx.memory = forward(problem, tensors, extras, save=True)
             return (*outputs, *final)
@@ -201,7 +202,7 @@ def _differentiable_backward(
     weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh, None, vectors)
     with torch.enable_grad():
         initial = None if states[0] is None else states
-        outputs, final = reference.run(ctx.cell, x, ctx.batch_sizes, initial, weights, ctx.extras, reverse=ctx.reverse)
+        outputs, final = reference.run(ctx.cell, x, ctx.layout, initial, weights, ctx.extras, reverse=ctx.reverse)
     pairs = [
         (out, grad)
         for out, grad in zip((*outputs, *final), grads, strict=True)

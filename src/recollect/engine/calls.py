@@ -10,6 +10,7 @@ import torch
 
 from recollect.cells.cell import Cell
 from recollect.engine.buffers import Buffer
+from recollect.engine.layout import Layout
 from recollect.engine.llvm.division import divide
 from recollect.engine.llvm.kernels import Kernels, kernels_for
 from recollect.engine.llvm.problem import Problem
@@ -29,7 +30,7 @@ def kernels_of(cell: Cell, dtype: torch.dtype, variant: Variant) -> Kernels:
 def prepare(
     cell: Cell,
     x: torch.Tensor,
-    batch_sizes: Sequence[int],
+    layout: Layout,
     states: Sequence[torch.Tensor] | None,
     weights: Weights,
     extras: Extras,
@@ -39,47 +40,28 @@ def prepare(
     ih, hh, bias_ih, bias_hh, _, vectors = weights
     given = states or (None,) * len(cell.states)
     tensors = (x, ih, hh, bias_ih, bias_hh, *given, *vectors)
-    batch = batch_sizes[0] if states is None else states[0].shape[1]
-    hidden, inputs = hh.shape[1], x.shape[-1]
-    rows = x.shape[0] if x.dim() == 2 else x.shape[0] * x.shape[1]
-    check_readable(cell, tensors, extras, rows, batch, hidden)
-    kind, threads, workers = (cell, x.dtype, extras.variant), torch.get_num_threads(), team()
-    if batch_sizes[0] == batch_sizes[-1] == batch:  # sizes never grow: all are equal
-        problem = dense_problem(kind, inputs, hidden, batch, len(batch_sizes), reverse, threads, workers)
-    else:
-        problem = _problem(kind, inputs, hidden, batch, batch_sizes, rows, reverse, threads, workers)
-    return problem, tensors
+    hidden = hh.shape[1]
+    check_readable(cell, tensors, extras, layout.batch, hidden)
+    make = kept_problem if layout.kept else _problem
+    kind = (cell, x.dtype, extras.variant)
+    return make(kind, x.shape[-1], hidden, layout, reverse, torch.get_num_threads(), team()), tensors
 
 
 def _problem(
     kind: tuple[Cell, torch.dtype, Variant],
     inputs: int,
     hidden: int,
-    batch: int,
-    batch_sizes: Sequence[int],
-    rows: int,
+    layout: Layout,
     reverse: bool,
     threads: int,
     workers: Team,
 ) -> Problem:
-    kernels = kernels_of(*kind)
-    division = divide(kernels, inputs, hidden, batch, rows, len(batch_sizes), workers.size(threads))
-    return Problem(kernels, inputs, hidden, batch, batch_sizes, reverse, division, workers)
+    kernels, sizes, batch = kernels_of(*kind), layout.sizes, layout.batch
+    division = divide(kernels, inputs, hidden, batch, layout.count, len(sizes), workers.size(threads))
+    return Problem(kernels, inputs, hidden, batch, sizes, layout.places, reverse, division, workers)
 
 
-@lru_cache(maxsize=128)
-def dense_problem(
-    kind: tuple[Cell, torch.dtype, Variant],
-    inputs: int,
-    hidden: int,
-    batch: int,
-    steps: int,
-    reverse: bool,
-    threads: int,
-    workers: Team,
-) -> Problem:
-    """The problem of a dense batch, kept."""
-    return _problem(kind, inputs, hidden, batch, [batch] * steps, batch * steps, reverse, threads, workers)
+kept_problem = lru_cache(maxsize=128)(_problem)
 
 
 def _fed(extras: Extras, states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -140,7 +122,7 @@ def forward(
         final = [each[:, :, :hidden].contiguous() for each in final]
     if problem.begun < batch:  # rows of length 0
         for each, start in zip(final, initial, strict=False):
-            each[:, problem.begun :] = start[:, problem.begun :]
+            each[:, problem.begun :] = 0 if start is None else start[:, problem.begun :]
     return outputs, final, buffer
 
 

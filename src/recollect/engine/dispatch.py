@@ -13,6 +13,7 @@ import torch
 
 from recollect.cells.cell import Cell
 from recollect.engine import autograd, reference, torch_kernels
+from recollect.engine.layout import Layout
 from recollect.engine.plan import Variant
 from recollect.engine.reference import PLAIN
 from recollect.errors import BackendError, InputError, NotYetError
@@ -140,7 +141,7 @@ def kernels_serve(x: torch.Tensor) -> bool:
 def run(
     cell: Cell,
     x: torch.Tensor,
-    batch_sizes: Sequence[int],
+    layout: Layout,
     states: Sequence[torch.Tensor] | None,
     weights: reference.Weights,
     extras: reference.Extras = PLAIN,
@@ -155,14 +156,14 @@ def run(
     """
     listener = _listener.get()
     if listener is None and _forced in ("auto", "llvm") and weights.hr is None and autograd.obstacle(x) is None:
-        return autograd.run(cell, x, batch_sizes, states, weights, extras, reverse=reverse)  # most calls by far
+        return autograd.run(cell, x, layout, states, weights, extras, reverse=reverse)  # most calls by far
     choice = choose(cell, x, projected=weights.hr is not None, variant=extras.variant)
-    if choice.name == "torch" and x.shape[0]:
-        return torch_kernels.run(cell, x, batch_sizes, states, weights, reverse=reverse)
+    if choice.name == "torch" and layout.count:
+        return torch_kernels.run(cell, x, layout, states, weights, reverse=reverse)
     if choice.name == "reference" and listener is None and _forced != "reference":
         _warn_once(choice)
     tap = listener(label) if listener else None
-    return reference.run(cell, x, batch_sizes, states, weights, extras, reverse=reverse, tap=tap)
+    return reference.run(cell, x, layout, states, weights, extras, reverse=reverse, tap=tap)
 
 
 def _warn_once(choice: Choice) -> None:

@@ -17,14 +17,14 @@ def readable(tensors: Sequence[Any]) -> list[Any]:
     return [None if each is None else each.contiguous().resolve_neg() for each in tensors]
 
 
-def check_readable(cell: Cell, tensors: Sequence[Any], extras: Extras, rows: int, batch: int, hidden: int) -> None:
+def check_readable(cell: Cell, tensors: Sequence[Any], extras: Extras, batch: int, hidden: int) -> None:
     """Refuse tensors whose memory is not what the kernel will read.
 
     Args:
         cell: the step.
         tensors: x, the four parameters, the initial states, the vectors; None where there is none.
         extras: what the call adds.
-        rows, batch, hidden: N, B and H.
+        batch, hidden: B and H.
 
     Raises:
         InputError: a parameter, or what the call adds, has another shape, dtype or device than the layer needs.
@@ -41,10 +41,10 @@ def check_readable(cell: Cell, tensors: Sequence[Any], extras: Extras, rows: int
     if extras is PLAIN:
         return
     added = [
-        ("resets", extras.resets, [(rows,)], torch.bool),
+        ("resets", extras.resets, [x.shape[:-1]], torch.bool),
         ("feed_mask", extras.feed_mask, [(batch, hidden)], x.dtype),
     ]
-    added += [("keep", keep, [(rows, hidden), (hidden,)], x.dtype) for keep in extras.keep]
+    added += [("keep", keep, [(*x.shape[:-1], hidden), (hidden,)], x.dtype) for keep in extras.keep]
     for name, tensor, shapes, dtype in added:
         if tensor is not None and (tensor.shape not in shapes or tensor.dtype != dtype or tensor.device != x.device):
             raise _misfit(name, tensor, f"{shapes[0]}, {dtype} on {x.device}")

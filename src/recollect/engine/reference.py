@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from recollect.cells.cell import Cell
+from recollect.engine.layout import Layout
 from recollect.engine.plan import Variant
 
 # Called with (index of the step in time, its states [rows, H] as they leave the step); returns the states
@@ -41,9 +42,10 @@ class Extras(NamedTuple):
     """What a call adds to the plain recurrence; see `Variant` for what each means.
 
     Attributes:
-        resets: [N] bool; a row's states return to their initial values before the step.
-        feed_mask: [B, F]; W_hh multiplies ``feed_mask * h``.
-        keep: for each state [N, its size], or [its size] for all rows; how much of its old value it keeps.
+        resets: bool, the layout of x without features; a row's states return to their initial values before the step.
+        feed_mask: [B, F], rows as in the states; W_hh multiplies ``feed_mask * h``.
+        keep: for each state in the layout of x with its size as features, or [its size] for all rows; how much of
+            its old value it keeps.
         all_states: return every state of every step, not only the output.
         checkpoint: the steps of the segments that kernels train in, or ``"auto"``; see `engine.segments`.
     """
@@ -64,14 +66,14 @@ class Extras(NamedTuple):
 
 PLAIN, _PLAIN = Extras(), Variant()
 
-# y [N, F] or [T, B, F] (and the other states, where all are wanted), and each state [1, B, its size] at the end.
+# y in the layout of x (and the other states, where all are wanted), and each state [1, B, its size] at the end.
 Result = tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]
 
 
 def run(
     cell: Cell,
     x: torch.Tensor,
-    batch_sizes: Sequence[int],
+    layout: Layout,
     states: Sequence[torch.Tensor] | None,
     weights: Weights,
     extras: Extras = PLAIN,
@@ -79,31 +81,28 @@ def run(
     reverse: bool = False,
     tap: Tap | None = None,
 ) -> Result:
-    """Run one layer in one direction over packed rows.
+    """Run one layer in one direction.
 
     Args:
         cell: the step.
-        x: [N, I], the rows of step 0, then of step 1, ...; N is the sum of ``batch_sizes``. Or [T, B, I], where all
-            rows are active at every step.
-        batch_sizes: how many rows are active at each step, never growing (`PackedSequence`'s layout); at least
-            one step, which may have no rows.
-        states: initial value of each state, [1, B, its size]; rows sorted by length, longest first. None for zeros,
-            where every row has a step.
+        x: [T, B, I], [B, T, I] or [N, I], as ``layout`` says.
+        layout: where its rows stand.
+        states: initial value of each state, [1, B, its size]; rows sorted by length, longest first. None for zeros.
         weights: of the layer and direction.
         extras: what the call adds to the plain recurrence.
         reverse: each row from its last step to its first.
         tap: see `Tap`.
 
     Returns:
-        ``(outputs, final)``: y [N, F] or [T, B, F], in the layout of ``x``, followed by the other states where
-        ``extras.all_states``, and each state [1, B, its size] after each row's last processed step.
+        ``(outputs, final)``: y in the layout of ``x`` with F features, zeros in padding, followed by the other states
+        where ``extras.all_states``, and each state [1, B, its size] after each row's last processed step.
     """
     gates, linear = len(cell.gates), torch.nn.functional.linear
-    sizes = list(batch_sizes)
-    inputs = linear(x.flatten(0, -2), weights.ih, weights.bias_ih).split(sizes)
-    starts = [state.squeeze(0) for state in states or zero_states(cell, x, sizes[0], weights)]
-    resets = extras.resets.split(sizes) if extras.resets is not None else ()
-    keep = [each.split(sizes) if each.dim() > 1 else [each] * len(sizes) for each in extras.keep]
+    sizes = list(layout.sizes)
+    inputs = linear(layout.take(x), weights.ih, weights.bias_ih).split(sizes)
+    starts = [state.squeeze(0) for state in states or zero_states(cell, x, layout.batch, weights)]
+    resets = layout.take(extras.resets).split(sizes) if extras.resets is not None else ()
+    keep = [layout.take(each).split(sizes) if each.dim() > 1 else [each] * len(sizes) for each in extras.keep]
     current = list(starts)
     left: list[tuple[torch.Tensor, ...]] = [()] * len(sizes)
     vec = cell.Vectors(*weights.vectors)
@@ -129,15 +128,11 @@ def run(
             value if whole else torch.cat([value, state[rows:]]) for value, state in zip(new, current, strict=True)
         ]
     wanted = len(starts) if extras.all_states else 1
-    outputs = (torch.cat([new[place] for new in left]) for place in range(wanted))
-    dense = x.dim() == 3
-    return (
-        tuple(y.unflatten(0, x.shape[:2]) if dense else y for y in outputs),
-        tuple(state.unsqueeze(0) for state in current),
-    )
+    outputs = tuple(layout.restore(torch.cat([new[place] for new in left])) for place in range(wanted))
+    return outputs, tuple(state.unsqueeze(0) for state in current)
 
 
-def zero_states(cell: Cell, x: torch.Tensor, batch: int, weights: Weights, count: int = 1) -> tuple[torch.Tensor, ...]:
-    """Zeros for each state, [count, B, its size], of the kind of ``x``."""
+def zero_states(cell: Cell, x: torch.Tensor, batch: int, weights: Weights) -> tuple[torch.Tensor, ...]:
+    """Zeros for each state, [1, B, its size], of the kind of ``x``."""
     first, hidden = weights.hh.shape[1], weights.hh.shape[0] // len(cell.gates)
-    return tuple(x.new_zeros(count, batch, hidden if place else first) for place in range(len(cell.states)))
+    return tuple(x.new_zeros(1, batch, hidden if place else first) for place in range(len(cell.states)))

@@ -17,6 +17,7 @@ import torch
 
 from recollect.cells.cell import Cell
 from recollect.engine.calls import backward, forward, prepare
+from recollect.engine.layout import Layout
 from recollect.engine.llvm.problem import Problem
 from recollect.engine.reference import Extras, Weights
 from recollect.errors import NotYetError
@@ -36,50 +37,55 @@ def steps_of(problem: Problem, wanted: int | str) -> int:
 
 
 class _Segment(NamedTuple):
-    """Some neighbouring steps: their sizes, and where their rows begin and end."""
+    """Some neighbouring steps, as packed rows.
 
-    batch_sizes: Sequence[int]
-    begin: int
-    end: int
+    Attributes:
+        layout: of these rows.
+        rows: which rows of the flattened batch they are.
+    """
+
+    layout: Layout
+    rows: slice | torch.Tensor
 
 
-def _cut(batch_sizes: Sequence[int], steps: int, *, reverse: bool) -> list[_Segment]:
+def _cut(layout: Layout, steps: int, *, reverse: bool) -> list[_Segment]:
     """The segments in the order in which a layer runs through them."""
-    offsets = [0, *accumulate(batch_sizes)]
+    offsets, in_order = [0, *accumulate(layout.sizes)], layout.packed or (layout.dense and not layout.batch_first)
     found = []
-    for first in range(0, len(batch_sizes), steps):
-        sizes = batch_sizes[first : first + steps]
-        found.append(_Segment(sizes, offsets[first], offsets[first + len(sizes)]))
+    for first in range(0, len(layout.sizes), steps):
+        sizes = layout.sizes[first : first + steps]
+        rows = slice(offsets[first], offsets[first + len(sizes)])
+        found.append(_Segment(Layout(sizes, sizes[0]), rows if in_order else torch.from_numpy(layout.places[rows])))
     return found[::-1] if reverse else found
 
 
 class Segmented(torch.autograd.Function):
     """Derivatives of `autograd.run`, segment by segment; a first derivative only.
 
-    ``apply(cell, batch_sizes, extras, reverse, steps, *tensors)`` returns the outputs and the final states.
+    ``apply(cell, layout, extras, reverse, steps, *tensors)`` returns the outputs and the final states.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, cell: Cell, batch_sizes: Sequence[int], extras: Extras, reverse: bool, steps: int, *tensors: Any
-    ) -> Any:
+    def forward(ctx: Any, cell: Cell, layout: Layout, extras: Extras, reverse: bool, steps: int, *tensors: Any) -> Any:
         ctx.set_materialize_grads(False)
         x, hidden = tensors[0], tensors[2].shape[1]
         ctx.cell, ctx.extras, ctx.reverse = cell, extras, reverse
-        ctx.segments = _cut(batch_sizes, steps, reverse=reverse)
+        ctx.segments = _cut(layout, steps, reverse=reverse)
         wanted = len(cell.states) if extras.all_states else 1
-        outputs = [x.new_empty(*x.shape[:-1], hidden) for _ in range(wanted)]
-        ctx.batch = batch_sizes[0] if tensors[5] is None else tensors[5].shape[1]
+        # Zeros, if there is padding, which belongs to no segment.
+        ctx.make = x.new_empty if layout.packed or layout.dense else x.new_zeros
+        outputs = [ctx.make(*x.shape[:-1], hidden) for _ in range(wanted)]
+        ctx.batch = layout.batch
         given = tensors[5 : 5 + len(cell.states)]
         states = [x.new_zeros(1, ctx.batch, hidden) if each is None else each.clone() for each in given]
         ctx.starts = []
         for segment in ctx.segments:
-            active = segment.batch_sizes[0]
+            active = segment.layout.batch
             ctx.starts.append([state[:, :active].clone() for state in states])
             problem, own, added = _of_segment(ctx, tensors, segment, ctx.starts[-1])
             found, final, _ = forward(problem, own, added, save=False)
             for into, part in zip(outputs, found, strict=True):
-                into.flatten(0, -2)[segment.begin : segment.end] = part
+                into.flatten(0, -2)[segment.rows] = part
             for state, new in zip(states, final, strict=True):
                 state[:, :active] = new
         ctx.save_for_backward(*tensors)
@@ -97,15 +103,15 @@ class Segmented(torch.autograd.Function):
         wanted = len(grads) - count
         douts = [None if grad is None else grad.flatten(0, -2) for grad in grads[:wanted]]
         dstates = [x.new_zeros(1, ctx.batch, hidden) if grad is None else grad.clone() for grad in grads[wanted:]]
-        dx = torch.empty_like(x, memory_format=torch.contiguous_format) if needed[0] else None
+        dx = ctx.make(x.shape) if needed[0] else None
         sums: list[torch.Tensor | None] = [None] * len(tensors)
         every = [*needed[:5], *[True] * count, *needed[5 + count :]]
         for segment, starts in zip(reversed(ctx.segments), reversed(ctx.starts), strict=True):
-            active = segment.batch_sizes[0]
+            active = segment.layout.batch
             problem, own, added = _of_segment(ctx, tensors, segment, starts)
             _, _, memory = forward(problem, own, added, save=True)
             leaving = [
-                *(None if each is None else each[segment.begin : segment.end] for each in douts),
+                *(None if each is None else each[segment.rows] for each in douts),
                 *(each[:, :active] for each in dstates),
             ]
             found = backward(problem, memory, own, added, every, leaving)
@@ -113,7 +119,7 @@ class Segmented(torch.autograd.Function):
                 if grad is None:
                     continue
                 if place == 0 and dx is not None:
-                    dx.flatten(0, -2)[segment.begin : segment.end] = grad
+                    dx.flatten(0, -2)[segment.rows] = grad
                 elif 5 <= place < 5 + count:
                     dstates[place - 5][:, :active] = grad
                 else:
@@ -134,12 +140,12 @@ def _of_segment(
 ) -> tuple[Problem, tuple[Any, ...], Extras]:
     """The problem, the tensors and the additions of one segment."""
     x, ih, hh, bias_ih, bias_hh, *rest = tensors
-    extras, rows, active = ctx.extras, slice(segment.begin, segment.end), segment.batch_sizes[0]
+    extras, rows, active = ctx.extras, segment.rows, segment.layout.batch
     added = extras._replace(
         checkpoint=None,
         feed_mask=None if extras.feed_mask is None else extras.feed_mask[:active],
-        keep=[each[rows] if each.dim() > 1 else each for each in extras.keep],
+        keep=[each.flatten(0, -2)[rows] if each.dim() > 1 else each for each in extras.keep],
     )
     weights = Weights(ih, hh, bias_ih, bias_hh, None, rest[len(starts) :])
     own = x.flatten(0, -2)[rows]
-    return *prepare(ctx.cell, own, segment.batch_sizes, starts, weights, added, ctx.reverse), added
+    return *prepare(ctx.cell, own, segment.layout, starts, weights, added, ctx.reverse), added

@@ -17,6 +17,7 @@ import torch
 from recollect import cells
 from recollect.cells.cell import Cell
 from recollect.engine.autograd import transformed
+from recollect.engine.layout import Layout
 from recollect.engine.plan import Variant
 from recollect.engine.reference import Result, Weights, zero_states
 
@@ -44,15 +45,15 @@ def obstacle(cell: Cell, x: torch.Tensor, variant: Variant, *, projected: bool) 
 def run(
     cell: Cell,
     x: torch.Tensor,
-    batch_sizes: Sequence[int],
+    layout: Layout,
     states: Sequence[torch.Tensor] | None,
     weights: Weights,
     *,
     reverse: bool,
 ) -> Result:
     """Run one layer in one direction; arguments and returns as `reference.run`."""
-    begun = batch_sizes[0]  # what comes after are rows of length 0
-    states = states or zero_states(cell, x, begun, weights)
+    rows, begun, steps = layout.take(x), layout.sizes[0], len(layout.sizes)  # what comes after are rows of length 0
+    states = states or zero_states(cell, x, layout.batch, weights)
     initial = [state[:, :begun].contiguous() for state in states]
     hx = initial if len(initial) > 1 else initial[0]
     flat = [each for each in (*weights[:4], weights.hr) if each is not None]
@@ -60,16 +61,16 @@ def run(
     how = (weights.bias_ih is not None, 1, 0.0, torch.is_grad_enabled(), False)
     kernel = _kernels()[cell.graph.key]
     with _quiet() if weights.hr is not None else contextlib.nullcontext():
-        if begun == batch_sizes[-1]:
-            sequence = x.reshape(len(batch_sizes), begun, x.shape[-1])
+        if begun == layout.sizes[-1]:
+            sequence = rows.unflatten(0, (steps, begun))
             y, *final = kernel(sequence.flip(0) if reverse else sequence, hx, flat, *how, False)
-            y = (y.flip(0) if reverse else y).view(*x.shape[:-1], y.shape[-1])
+            y = (y.flip(0) if reverse else y).flatten(0, 1)
         else:
-            sizes = torch.tensor(batch_sizes)
+            sizes = torch.tensor(layout.sizes)
             turned = _turned(sizes).to(x.device) if reverse else None
-            y, *final = kernel(x if turned is None else x[turned], sizes, hx, flat, *how)
+            y, *final = kernel(rows if turned is None else rows[turned], sizes, hx, flat, *how)
             y = y if turned is None else y[turned]
-    return (y,), tuple(
+    return (layout.restore(y),), tuple(
         torch.cat([each, state[:, begun:]], 1) if begun < state.shape[1] else each
         for each, state in zip(final, states, strict=True)
     )

@@ -24,6 +24,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from recollect.cells.cell import Cell
 from recollect.engine import autograd, calls, dispatch, reference
+from recollect.engine.layout import Layout
 from recollect.engine.llvm.problem import most_memory
 from recollect.engine.plan import Variant
 from recollect.engine.reference import Extras, Result, Weights
@@ -113,13 +114,13 @@ def _(x, packing, lengths, resets, states, parameters, noise, cell, layout, tape
     outputs = [x.new_empty(*x.shape[:-1], directions * state.shape[2]) for state in kept]
     results = [*outputs, *(state.new_empty(state.shape) for state in states)]
     if tapes:
-        rows = _rows(x)
         for layer in range(stack.num_layers):
             width = x.shape[-1] if layer == 0 else directions * states[0].shape[2]
             all_states = stack.all_states and layer == stack.num_layers - 1
             variant = Variant(stack.zoneout, stack.recurrent_dropout, resets is not None, all_states)
             for _ in range(directions):
-                outputs = [x.new_empty(rows, state.shape[2]) for state in states[: len(states) if all_states else 1]]
+                kept = states[: len(states) if all_states else 1]
+                outputs = [x.new_empty(*x.shape[:-1], state.shape[2]) for state in kept]
                 final = [state.new_empty(1, *state.shape[1:]) for state in states]
                 results += (*outputs, *final, _room_for_memory(stack.cell, x, width, states[0].shape[2], variant))
     return results
@@ -203,20 +204,17 @@ class _Recorder:
         self._x = x
 
     def __call__(
-        self, cell: Cell, x: Tensor, batch_sizes: Sequence[int], states: Sequence[Tensor], weights: Weights,
+        self, cell: Cell, x: Tensor, layout: Layout, states: Sequence[Tensor], weights: Weights,
         extras: Extras, *, reverse: bool, label: str,
     ) -> Result:  # fmt: skip
         memory = _room_for_memory(cell, self._x, x.shape[-1], states[0].shape[2], extras.variant)
-        if x.shape[0]:
-            kept = autograd.run_and_keep(cell, x, batch_sizes, states, weights, extras, memory, reverse=reverse)
+        if layout.count:
+            kept = autograd.run_and_keep(cell, x, layout, states, weights, extras, memory, reverse=reverse)
             outputs, final = kept.outputs, kept.final
         else:
-            outputs, final = reference.run(cell, x, batch_sizes, states, weights, extras, reverse=reverse)
+            outputs, final = reference.run(cell, x, layout, states, weights, extras, reverse=reverse)
             final = [each.clone() for each in final]
-        flat = [each.flatten(0, -2) for each in outputs]
-        beyond = _rows(self._x) - flat[0].shape[0]  # where there is padding
-        padded = (torch.nn.functional.pad(each, (0, 0, 0, beyond)) if beyond else each for each in flat)
-        self.tape += (*padded, *final, memory)
+        self.tape += (*outputs, *final, memory)
         return tuple(outputs), tuple(final)
 
 
@@ -227,15 +225,15 @@ class _Player:
         self._tape = iter(tape)
 
     def __call__(
-        self, cell: Cell, x: Tensor, batch_sizes: Sequence[int], states: Sequence[Tensor], weights: Weights,
+        self, cell: Cell, x: Tensor, layout: Layout, states: Sequence[Tensor], weights: Weights,
         extras: Extras, *, reverse: bool, label: str,
     ) -> Result:  # fmt: skip
         count = len(states) if extras.all_states else 1
-        outputs = [each[: _rows(x)].view(*x.shape[:-1], each.shape[1]) for each in islice(self._tape, count)]
+        outputs = list(islice(self._tape, count))
         kept = autograd.Kept(outputs, [next(self._tape) for _ in states], next(self._tape))
-        if not x.shape[0]:
-            return reference.run(cell, x, batch_sizes, states, weights, extras, reverse=reverse)
-        return autograd.replay(cell, x, batch_sizes, states, weights, extras, kept, reverse=reverse)
+        if not layout.count:
+            return reference.run(cell, x, layout, states, weights, extras, reverse=reverse)
+        return autograd.replay(cell, x, layout, states, weights, extras, kept, reverse=reverse)
 
 
 # Parts of the operators --------------------------------------------------------------------------

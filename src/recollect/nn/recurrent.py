@@ -254,24 +254,22 @@ class Recurrent(nn.Module):
         if not any(self.zoneout) and not (self.training and (self.dropout or self.recurrent_dropout)):
             return []
         data, noise = rows_of(x), []
-        masks = Masks(data)
-        if isinstance(x, PackedSequence):
-            steps = (data.shape[0],)
-        else:
-            steps = (data.shape[1], batch) if self.batch_first else (data.shape[0], batch)
+        masks, rows = Masks(data), data.shape[:-1]
         sizes = self._state_sizes()
         features = sizes[self.cell.states[0]]
         runs = self.num_layers * self._directions
-        if self.training and self.dropout:  # torch.nn's own, from the same seed
-            shape = (*steps, features * self._directions)
-            noise += [nn.functional.dropout(data.new_ones(shape), self.dropout) for _ in range(self.num_layers - 1)]
+        if self.training and self.dropout:  # torch.nn's own from the same seed, and so time-major
+            turned = self.batch_first and len(rows) > 1
+            ones = data.new_ones(*(rows[::-1] if turned else rows), features * self._directions)
+            each = [nn.functional.dropout(ones, self.dropout) for _ in range(self.num_layers - 1)]
+            noise += [mask.transpose(0, 1) for mask in each] if turned else each
         if self.training and self.recurrent_dropout:
             noise += [masks.dropout((batch, features), self.recurrent_dropout) for _ in range(runs)]
         if any(self.zoneout):
             for _ in range(runs):
                 for size, keep in zip(sizes.values(), self.zoneout, strict=True):
                     drawn = self.training and keep > 0
-                    noise.append(masks.bernoulli((*steps, size), keep) if drawn else data.new_full((size,), keep))
+                    noise.append(masks.bernoulli((*rows, size), keep) if drawn else data.new_full((size,), keep))
         return noise
 
     def _flat_weights(self) -> list[torch.Tensor]:

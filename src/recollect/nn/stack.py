@@ -14,9 +14,10 @@ from torch.nn.utils.rnn import PackedSequence
 
 from recollect.cells.cell import Cell
 from recollect.engine import dispatch
-from recollect.engine.reference import PLAIN, Extras, Result, Weights, zero_states
+from recollect.engine.layout import Layout
+from recollect.engine.reference import PLAIN, Extras, Result, Weights
 from recollect.nn.checks import rows_of
-from recollect.nn.rows import Rows, lay_out
+from recollect.nn.rows import lay_out
 
 
 @dataclass(slots=True)
@@ -62,26 +63,22 @@ class Stack:
             resets: bool in the layout of ``x`` without features, [N] for packed rows, or None.
             states: initial value of each state, [layers * directions, B, its size]; None for zeros.
             parameters: of each layer and direction in turn, in the order of `Recurrent`'s names.
-            noise: of the kinds that this stack has, in this order: for each layer but the first a dropout mask
-                [T, B, features]; for each layer and direction a mask [B, F] of what W_hh multiplies; for each
-                layer and direction and each state how much it keeps, [T, B, its size] or [its size]. Of a
-                PackedSequence [N, ...] in place of [T, B, ...].
+            noise: of the kinds that this stack has, in this order: for each layer but the first a dropout mask in
+                the layout of ``x``; for each layer and direction a mask [B, F] of what W_hh multiplies; for each
+                layer and direction and each state how much it keeps, in the layout of ``x`` or [its size].
             run_layer: runs one layer in one direction in place of `dispatch.run`.
 
         Returns:
             ``(outputs, final)``: y, followed by the last layer's other states where all are wanted, in the layout
             of ``x``; and the final states in the form of ``states``.
         """
-        rows = lay_out(x, lengths, batch_first=self.batch_first)
+        layout = lay_out(x, lengths, batch_first=self.batch_first)
         directions = 2 if self.bidirectional else 1
         count = self.num_layers * directions
         weights = self._weights(parameters)
-        if states is None and rows.inverse is not None:  # rows without a step end where they began
-            states = zero_states(self.cell, rows_of(x), rows.batch, weights[0], count)
-
-        dropout, extras = self._additions(rows, resets, noise, count)
-        initial = None if states is None else [rows.sort(state) for state in states]
-        data = rows.take(rows_of(x))
+        dropout, extras = self._additions(layout, resets, noise, count)
+        initial = None if states is None else [layout.sort(state) for state in states]
+        data = rows_of(x)
         run = run_layer or dispatch.run
         results: list[tuple[torch.Tensor, ...]] = []
         finals: list[tuple[torch.Tensor, ...]] = []
@@ -94,7 +91,7 @@ class Stack:
                 outputs, final = run(
                     self.cell,
                     data,
-                    rows.batch_sizes,
+                    layout,
                     None if initial is None else [_one(state, place) for state in initial],
                     weights[place],
                     extras[place] if extras else PLAIN,
@@ -106,31 +103,28 @@ class Stack:
             data = _joined([outputs[0] for outputs in results], -1)
         others = [_joined(each, -1) for each in zip(*(outputs[1:] for outputs in results), strict=True)]
         stacked = [_joined(each, 0) for each in zip(*finals, strict=True)]
-        return [rows.restore(each) for each in (data, *others)], [rows.unsort(each) for each in stacked]
+        outputs = [data, *others]
+        if isinstance(x, PackedSequence):
+            outputs = [PackedSequence(each, *x[1:]) for each in outputs]
+        return outputs, [layout.unsort(each) for each in stacked]
 
     def _additions(
-        self, rows: Rows, resets: torch.Tensor | None, noise: Sequence[torch.Tensor], count: int
+        self, layout: Layout, resets: torch.Tensor | None, noise: Sequence[torch.Tensor], count: int
     ) -> tuple[list[torch.Tensor], list[Extras]]:
         """The dropout masks between layers, and what is added to each layer and direction; empty where nothing is."""
         if resets is None and not noise and not self.all_states and self.checkpoint is None:
             return [], []  # most calls by far
 
-        def per_step(mask: torch.Tensor) -> torch.Tensor:
-            return mask if mask.dim() == 1 else _packed(rows.take(mask, batch_first=False), 2)
-
         given = iter(noise)
-        dropout = (
-            [rows.take(next(given), batch_first=False) for _ in range(self.num_layers - 1)] if self.dropout else []
-        )
-        feed_masks = [rows.sort(next(given)) for _ in range(count)] if self.recurrent_dropout else [None] * count
-        keep = [[per_step(next(given)) for _ in self.cell.states] if self.zoneout else () for _ in range(count)]
-        flags = None if resets is None else _packed(rows.take(resets), 1)
+        dropout = [next(given) for _ in range(self.num_layers - 1)] if self.dropout else []
+        feed_masks = [layout.sort(next(given)) for _ in range(count)] if self.recurrent_dropout else [None] * count
+        keep = [[next(given) for _ in self.cell.states] if self.zoneout else () for _ in range(count)]
         last = count - (2 if self.bidirectional else 1)  # from here on it is the last layer
         all_states = [self.all_states and place >= last for place in range(count)]
         found = []
         for mask, kept, every in zip(feed_masks, keep, all_states, strict=True):
-            plain = flags is None and mask is None and not kept and not every and self.checkpoint is None
-            found.append(PLAIN if plain else Extras(flags, mask, kept, every, self.checkpoint))
+            plain = resets is None and mask is None and not kept and not every and self.checkpoint is None
+            found.append(PLAIN if plain else Extras(resets, mask, kept, every, self.checkpoint))
         return dropout, found
 
     def _weights(self, parameters: Sequence[torch.Tensor]) -> list[Weights]:
@@ -154,8 +148,3 @@ def _one(stacked: torch.Tensor, place: int) -> torch.Tensor:
 
 def _joined(parts: Sequence[torch.Tensor], axis: int) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), axis)
-
-
-def _packed(rows: torch.Tensor, axes: int) -> torch.Tensor:
-    """Rows with so many axes: those of a dense batch have one more, which joins the first."""
-    return rows.flatten(0, 1) if rows.dim() > axes else rows

@@ -16,6 +16,7 @@ from torch import nn
 from recollect import cells
 from recollect.cells.cell import Cell
 from recollect.engine import dispatch
+from recollect.engine.layout import dense
 from recollect.engine.reference import Weights
 from recollect.nn import compiled
 from recollect.nn.checks import (
@@ -102,8 +103,8 @@ class _TorchCell(nn.Module):
             _, new = compiled.run(stack, x.unsqueeze(0), None, None, [each.unsqueeze(0) for each in states], flat, [])
             return [each.squeeze(0) for each in new]
         weights = Weights(self.weight_ih, self.weight_hh, *biases)
-        rows = [each.unsqueeze(0) for each in states]
-        _, new = dispatch.run(self.cell, x, [x.shape[0]], rows, weights, reverse=False, label="cell")
+        x, rows = x.unsqueeze(0), [each.unsqueeze(0) for each in states]
+        _, new = dispatch.run(self.cell, x, dense(x.shape[1], 1), rows, weights, reverse=False, label="cell")
         return [each.squeeze(0) for each in new]
 
     def backend_for(self, x: torch.Tensor) -> str:

@@ -63,7 +63,9 @@ class Link:
         """One step of so many streams on so many threads; its kernel's arguments point into it."""
         team, layer = WORKERS.team(threads) if threads > 1 else _ALONE, self.layer
         division = Division(team.size(PARTS * threads), by_units=False)
-        return Problem(self._kernels, layer.inputs, layer.hidden, streams, [streams], False, division, team)
+        return Problem(
+            self._kernels, layer.inputs, layer.hidden, streams, [streams], np.arange(streams), False, division, team
+        )
 
     def threads(self, streams: int, most: int) -> int:
         """How many threads one step of so many streams is worth."""

@@ -13,13 +13,15 @@
 states, at the end those of the initial states; ``restart.s`` adds up what resets hand over. Each number is
 summed in one order, whatever the number of threads, so gradients repeat to the bit.
 
+Like the forward pass it finds rows of x, dx and dy in the table ``places``.
+
 A row of a chunk's buffer holds ``dinp`` for all gates, then ``drec`` where it differs, then ``dvec``.
 """
 
 from __future__ import annotations
 
 from recollect.engine.llvm.functions import VectorTarget
-from recollect.engine.llvm.kernel import Kernel, Share, Step, given_slots, load_given, pack_vectors, walk
+from recollect.engine.llvm.kernel import Kernel, Share, Step, clear_padding, given_slots, load_given, pack_vectors, walk
 from recollect.engine.llvm.tile import Run, Tile, pieces
 from recollect.engine.llvm.tiling import WIDE, Tiling, round_up
 from recollect.engine.llvm.values import SIZE, Emitter, Value
@@ -146,11 +148,12 @@ def _write_steps(kernel: Kernel, plan: Plan) -> Emitter:
 
 def _write_restarts(e: Emitter, kernel: Kernel, plan: Plan, step: Step, share: Share, own: tuple[Value, Value]) -> None:
     """Where a row was reset before this step, what has come back so far belongs to its initial states."""
-    grad_width, resets = kernel.slot(e, "grad_width"), kernel.pointer(e, "resets")
+    grad_width = kernel.slot(e, "grad_width")
+    resets, places = (kernel.pointer(e, name) for name in ("resets", "places"))
     with (
         share.rows(e, step.active) as (start, rows),
         e.loop(start, start + rows) as row,
-        e.when(e.load_integer(resets, step.row + row).compare("!=", 0)),
+        e.when(e.load_integer(resets, e.load_integer(places, step.row + row)).compare("!=", 0)),
         e.loop(*own, e.lanes) as unit,
     ):
         for state in plan.states:
@@ -184,27 +187,27 @@ class _Derivatives:
         self._e, self._kernel, self._plan, self._target = e, kernel, plan, VectorTarget(e)
         names = [f"{kind}.{state}" for kind in ("states", "grad") for state in plan.states]
         names += [f"dy.{state}" for state in plan.outputs]
-        self._at = {name: kernel.pointer(e, name) for name in (*names, "saved", "chunk", "packed_vectors")}
+        self._at = {name: kernel.pointer(e, name) for name in (*names, "places", "saved", "chunk", "packed_vectors")}
         sizes = ("hidden", "width", "grad_width", "chunk_stride", *(f"dy_stride.{state}" for state in plan.outputs))
         self._sizes = {name: kernel.slot(e, name) for name in sizes}
 
     def write(self, step: Step, first_row: Value, row: Value, unit: Value) -> None:
         e, plan, sizes, at = self._e, self._plan, self._sizes, step.row + row
-        mask = e.mask(sizes["hidden"] - unit)
+        mask, place_of_row = e.mask(sizes["hidden"] - unit), e.load_integer(self._at["places"], at)
         of_row, of_grad = at * sizes["width"] + unit, row * sizes["grad_width"] + unit
         leaves = {}
         for state in plan.states:
             leaves[f"prev.{state}"] = e.load(self._at[f"states.{state}"], of_row)
             leaves[f"grad.{state}"] = e.load(self._at[f"grad.{state}"], of_grad)
         for state in plan.outputs:
-            of_dy = at * sizes[f"dy_stride.{state}"] + unit
+            of_dy = place_of_row * sizes[f"dy_stride.{state}"] + unit
             leaves[f"grad.{state}"] = leaves[f"grad.{state}"] + e.load_masked(mask, self._at[f"dy.{state}"], of_dy)
         for place in range(plan.saved):
             of_saved = (at * plan.saved + place) * sizes["width"] + unit
             leaves[f"saved.{place}"] = e.load(self._at["saved"], of_saved)
         for place, name in enumerate(plan.vectors):
             leaves[f"vec.{name}"] = e.load(self._at["packed_vectors"], sizes["width"] * place + unit)
-        leaves |= load_given(e, self._kernel, plan, step, row, unit, mask)
+        leaves |= load_given(e, self._kernel, plan, place_of_row, row, unit, mask)
         results = plan.backward.evaluate(leaves, self._target)
         of_chunk = (at - first_row) * sizes["chunk_stride"] + unit
         for place, name in enumerate(sum_names(plan)):
@@ -225,12 +228,12 @@ def _write_products(kernel: Kernel, plan: Plan) -> Emitter:
         wide: Tile(kernel, f"weight_{wide}", wide, [Run(0, wide, down=True)], masked=True)
         for wide in {tiling.input_wide, tiling.hidden_wide}
     }
-    input_tile = Tile(kernel, "input", tiling.input_wide, [Run(0, tiling.input_wide)], masked=True)
+    input_tile = Tile(kernel, "input", tiling.input_wide, [Run(0, tiling.input_wide)], masked=True, placed=True)
     e = kernel.stage("products")
     thread, threads = e.arguments[1], e.arguments[2]
     inputs, hidden, width, columns = (kernel.slot(e, name) for name in ("inputs", "hidden", "width", "columns"))
     chunk, stride, sums = kernel.pointer(e, "chunk"), kernel.slot(e, "chunk_stride"), kernel.pointer(e, "sums")
-    gates = hidden * len(plan.gates)
+    gates, places = hidden * len(plan.gates), kernel.pointer(e, "places")
     first_row, rows = _chunk_rows(e, kernel)
 
     def own_tiles(count: Value, tile: Tile) -> tuple[Value, Value, int]:
@@ -257,8 +260,10 @@ def _write_products(kernel: Kernel, plan: Plan) -> Emitter:
             ):
                 masks = [e.mask(count - column - part * e.lanes) for part in range(wide)]
                 with e.loop(begin, end) as row:
+                    at = first_row + row
+                    place = e.load_integer(places, at) if w is x else at
                     for part, mask in enumerate(masks):
-                        value = e.load_masked(mask, w, (first_row + row) * w_stride + column + part * e.lanes)
+                        value = e.load_masked(mask, w, place * w_stride + column + part * e.lanes)
                         e.store(value, panel, (row - begin) * (wide * e.lanes) + part * e.lanes)
                 with e.loop(*own_tiles(gates, tile)) as unit:
                     place = (e.at(out, unit * count + column), count)
@@ -270,13 +275,13 @@ def _write_products(kernel: Kernel, plan: Plan) -> Emitter:
 
     # Sums over rows. The buffer's rows are as long as whole panels.
     with e.loop(thread * (WIDE * e.lanes), columns, threads * (WIDE * e.lanes)) as column:
-        places = [column + part * e.lanes for part in range(WIDE)]
-        totals = [e.variable(e.vector, e.load(sums, place)) for place in places]
+        vectors = [column + part * e.lanes for part in range(WIDE)]
+        totals = [e.variable(e.vector, e.load(sums, vector)) for vector in vectors]
         with e.loop(0, rows) as row:
-            for place, total in zip(places, totals, strict=True):
-                total.set(total.get() + e.load(chunk, row * stride + place))
-        for place, total in zip(places, totals, strict=True):
-            e.store(total.get(), sums, place)
+            for vector, total in zip(vectors, totals, strict=True):
+                total.set(total.get() + e.load(chunk, row * stride + vector))
+        for vector, total in zip(vectors, totals, strict=True):
+            e.store(total.get(), sums, vector)
 
     # dx [rows, inputs].
     wide = tiling.input_wide * e.lanes
@@ -291,13 +296,15 @@ def _write_products(kernel: Kernel, plan: Plan) -> Emitter:
         pieces(e, gates, e.integer(tiling.piece(tiling.input_wide))) as (begin, end),
         e.loop(*own_tiles(rows, input_tile)) as row,
     ):
-        out = (e.at(dx, (first_row + row) * inputs + panel_of_x * wide), inputs)
+        out = (e.at(dx, panel_of_x * wide), inputs)
         is_first = begin.compare("==", 0)
         init = (e.choose(is_first, nothing, out[0]), e.choose(is_first, e.integer(0), out[1]))
         input_tile.call(
             e, e.least(rows - row, e.integer(input_tile.rows)), out, init,
             (e.at(chunk, row * stride + begin), stride, end - begin, e.at(packed, (panel_of_x * gates + begin) * wide)),
-            columns=inputs - panel_of_x * wide,
+            columns=inputs - panel_of_x * wide, places=e.integer_at(places, first_row + row),
         )  # fmt: skip
+    with e.when(wanted & kernel.slot(e, "begin").compare("==", 0)):
+        clear_padding(e, kernel, [dx], inputs)
     e.builder.ret_void()
     return e

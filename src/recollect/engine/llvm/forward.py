@@ -13,7 +13,8 @@
 
 States live in buffers of rows padded to whole unit blocks. In training each step has rows of its own
 (``keep``), which the backward pass reads as the previous states; otherwise two sets of rows take turns.
-A row that ends goes to ``final`` instead of the next step's rows. Where the states have ``begun``, they lie in the
+A row that ends goes to ``final`` instead of the next step's rows. x and y are left where the caller has them: a table
+(``places``) says where a step's rows stand there, and what is padding. Where the states have ``begun``, they lie in the
 first step's rows already, and nothing is read from ``initial``.
 """
 
@@ -22,7 +23,7 @@ from __future__ import annotations
 from llvmlite import ir
 
 from recollect.engine.llvm.functions import VectorTarget
-from recollect.engine.llvm.kernel import SLAB, Kernel, Share, given_slots, load_given, pack_vectors, walk
+from recollect.engine.llvm.kernel import SLAB, Kernel, Share, clear_padding, given_slots, load_given, pack_vectors, walk
 from recollect.engine.llvm.tile import Run, Tile, pieces
 from recollect.engine.llvm.tiling import Tiling
 from recollect.engine.llvm.values import I64, POINTER, Emitter, Value
@@ -137,14 +138,15 @@ def _write_pack_units(kernel: Kernel) -> ir.Function:
 def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
     tiling, block = kernel.tiling, kernel.tiling.block
     parts, count = tiling.unit_vectors, len(plan.accumulators)
-    runs = [Run(first * parts, last * parts) for first, last in (plan.input_range, plan.recurrent_range)]
+    (first_x, last_x), (first_h, last_h) = plan.input_range, plan.recurrent_range
+    runs = [Run(first_x * parts, last_x * parts, placed=True), Run(first_h * parts, last_h * parts)]
     tile = Tile(kernel, "tile", count * parts, runs)
 
     e = kernel.stage("steps")
     target = VectorTarget(e)
     hidden, width, inputs, batch = (kernel.slot(e, name) for name in ("hidden", "width", "inputs", "batch"))
     keep = kernel.slot(e, "keep").compare("!=", 0)
-    x, saved = (kernel.pointer(e, name) for name in ("x", "saved"))
+    x, saved, places = (kernel.pointer(e, name) for name in ("x", "saved", "places"))
     packed, bias, vectors = (kernel.pointer(e, name) for name in ("packed", "packed_bias", "packed_vectors"))
     initial, states, final = (
         {state: kernel.pointer(e, f"{kind}.{state}") for state in plan.states}
@@ -184,7 +186,7 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
             with (
                 share.rows(e, step.active) as (start, rows),
                 e.loop(start, start + rows) as row,
-                e.when(e.load_integer(resets, step.row + row).compare("!=", 0)),
+                e.when(e.load_integer(resets, e.load_integer(places, step.row + row)).compare("!=", 0)),
             ):
                 start_row(row)
 
@@ -200,15 +202,16 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
                 row_of_h = e.at(states[plan.fed], (row_in + start) * width + h_from)
                 tile.call(
                     e, rows, out, init,
-                    (e.at(x, (step.row + start) * inputs + x_from), inputs, x_end - x_from,
-                     e.at(weights, x_from * (len(plan.input_gates) * block))),
+                    (e.at(x, x_from), inputs, x_end - x_from, e.at(weights, x_from * (len(plan.input_gates) * block))),
                     (row_of_h, width, h_end - h_from,
                      e.at(weights, before + h_from * (len(plan.recurrent_gates) * block))),
+                    places=e.integer_at(places, step.row + start),
                 )  # fmt: skip
             masks = [e.mask(hidden - units - part * e.lanes) for part in range(parts)]
             for wave in plan.waves.graphs:
                 with slab.rows(e, step.active) as (which, start, rows), e.loop(0, rows) as offset:
                     row, number = start + offset, which * tile.rows + offset
+                    place = e.load_integer(places, step.row + row)
                     for part, mask in enumerate(masks):
                         unit = units + part * e.lanes
                         own_sums = e.at(sums, number * (count * block) + part * e.lanes)
@@ -221,7 +224,7 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
                             leaves[f"vec.{name}"] = e.load(vectors, width * at + unit)
                         for at in range(plan.waves.mids):
                             leaves[f"mid.{at}"] = e.load(own_mids, at * e.lanes)
-                        leaves |= load_given(e, kernel, plan, step, row, unit, mask)
+                        leaves |= load_given(e, kernel, plan, place, row, unit, mask)
                         for name, result in wave.evaluate(leaves, target).items():
                             kind, _, of = name.partition(".")
                             if kind == "mid":
@@ -233,8 +236,9 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
                                 final_at = e.at(final[of], row * width + unit)
                                 e.store(result, e.choose(row < step.active_next, next_at, final_at))
                                 if of in results_at:
-                                    e.store_masked(result, mask, results_at[of], (step.row + row) * hidden + unit)
+                                    e.store_masked(result, mask, results_at[of], place * hidden + unit)
         with e.when(share.by_units):
             kernel.barrier(e)
+    clear_padding(e, kernel, list(results_at.values()), hidden)
     e.builder.ret_void()
     return e

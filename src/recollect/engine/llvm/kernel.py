@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from llvmlite import ir
 
@@ -16,9 +15,11 @@ from recollect.engine.plan import Plan
 
 # Slots that every kernel begins with: the team, and the layout of the rows. ``offsets`` [T + 1] says where the
 # rows of each step begin, ``block_starts`` [blocks + 1] where blocks of batch rows do, which are dealt to the threads.
+# ``places`` [all rows] says where each row stands in the caller's tensors; those past the first ``rows`` are padding.
 COMMON = (
     "threads", "parallel", "thread_num", "num_threads", "yield_thread", "meeting",
     "steps", "batch", "inputs", "hidden", "width", "blocks", "block_starts", "by_units", "backward_in_time", "offsets",
+    "places", "rows", "all_rows",
 )  # fmt: skip
 _MANY_WEIGHTS = 1 << 18  # copied in about the time that it takes to wake a thread on a busy machine
 _APART = 16  # integers: two cache lines, which some machines fetch together
@@ -41,8 +42,7 @@ class Kernel:
 
     def slot(self, e: Emitter, name: str) -> Value:
         """An integer argument."""
-        arguments = e.arguments[0]
-        return e.load_integer(arguments, e.integer(self.slots.index(name)))
+        return e.load_integer(e.arguments[0], self.slots.index(name))
 
     def pointer(self, e: Emitter, name: str) -> Value:
         """A pointer argument."""
@@ -55,8 +55,7 @@ class Kernel:
 
     def set_slot(self, e: Emitter, name: str, value: Value) -> None:
         """Change an integer argument, for the stages that run after."""
-        place = e.builder.gep(e.arguments[0].ir, [e.integer(self.slots.index(name)).ir], source_etype=I64)
-        e.builder.store(value.ir, place)
+        e.builder.store(value.ir, e.integer_at(e.arguments[0], self.slots.index(name)).ir)
 
     def entry(self, name: str) -> Emitter:
         """Begin the function that is called from outside, with the argument array."""
@@ -103,7 +102,7 @@ class Kernel:
         place = e.builder.alloca(I64, ir.Constant(I64, 2 * _APART))
         meeting = Value(e.builder, e.builder.bitcast(place, POINTER))
         for counter in (0, _APART):
-            e.builder.store(e.integer(0).ir, _counter(e, meeting, counter))
+            e.builder.store(e.integer(0).ir, e.integer_at(meeting, counter).ir)
         self.set_slot(e, "meeting", Value(e.builder, e.builder.ptrtoint(place, I64)))
 
     def barrier(self, e: Emitter) -> None:
@@ -117,7 +116,7 @@ class Kernel:
         e = self.function("barrier", POINTER, I64)
         e.function.attributes.add("noinline")
         build, threads, meeting = e.builder, e.arguments[1], self.pointer(e, "meeting")
-        arrived, generation = _counter(e, meeting, 0), _counter(e, meeting, _APART)
+        arrived, generation = (e.integer_at(meeting, counter).ir for counter in (0, _APART))
         now = build.load_atomic(generation, "acquire", 8, typ=I64)
         before = Value(build, build.atomic_rmw("add", arrived, e.integer(1).ir, "acq_rel"))
         with build.if_else((before + 1).compare("==", threads).ir) as (last, others):
@@ -135,10 +134,6 @@ class Kernel:
                     e.call_address(self.slot(e, "yield_thread"), ir.FunctionType(ir.IntType(32), []))
         build.ret_void()
         return e.function
-
-
-def _counter(e: Emitter, place: Value, index: int) -> Any:
-    return e.builder.gep(place.ir, [e.integer(index).ir], source_etype=I64)
 
 
 def _declared(module: ir.Module, name: str) -> ir.Function:
@@ -221,26 +216,32 @@ class Share:
     def rows(self, e: Emitter, active: Value) -> Iterator[tuple[Value, Value]]:
         """``for (first row, rows) in the blocks of rows that are this thread's``.
 
-        Blocks are dealt out in turn, so that with rows sorted by length every thread gets long and short ones.
+        Blocks are dealt out in turn, and every other time in the opposite order (0 1 1 0 0 1 for two threads), so that
+        with rows sorted by length each thread gets as many long ones and short ones.
         """
-        with e.loop(self._row_thread, self._blocks, self._row_threads) as block:
-            yield self._rows(e, block, active)
+        with e.loop(0, self._rounds(e)) as turn:
+            yield self._rows(e, turn, active)
 
     @contextmanager
     def slabs(self, e: Emitter) -> Iterator[Slab]:
         """The same blocks, a slab of them at a time."""
-        with e.loop(self._row_thread, self._blocks, self._row_threads * SLAB) as first:
-            left = (self._blocks - first + self._row_threads - 1) // self._row_threads
-            yield Slab(self, first, e.least(left, e.integer(SLAB)))
+        rounds = self._rounds(e)
+        with e.loop(0, rounds, SLAB) as first:
+            yield Slab(self, first, e.least(rounds - first, e.integer(SLAB)))
 
-    def _rows(self, e: Emitter, block: Value, active: Value) -> tuple[Value, Value]:
-        start = e.load_integer(self._starts, block)
-        return start, e.least(e.load_integer(self._starts, block + 1), active) - start
+    def _rounds(self, e: Emitter) -> Value:
+        return (self._blocks + self._row_threads - 1) // self._row_threads
+
+    def _rows(self, e: Emitter, turn: Value, active: Value) -> tuple[Value, Value]:
+        own, last = self._row_thread, self._row_threads - 1
+        block = turn * self._row_threads + e.choose((turn & 1).compare("==", 0), own, last - own)
+        start, end = (e.load_integer(self._starts, e.least(at, self._blocks)) for at in (block, block + 1))
+        return start, e.least(end, active) - start
 
 
 @dataclass(frozen=True)
 class Slab:
-    """Some of a thread's blocks of rows."""
+    """Some of a thread's blocks of rows, from the ``first`` of them on."""
 
     share: Share
     first: Value
@@ -250,7 +251,7 @@ class Slab:
     def rows(self, e: Emitter, active: Value) -> Iterator[tuple[Value, Value, Value]]:
         """``for (which of the slab's, first row, rows) in the blocks``."""
         with e.loop(0, self.count) as index:
-            yield index, *self.share._rows(e, self.first + index * self.share._row_threads, active)
+            yield index, *self.share._rows(e, self.first + index, active)
 
 
 def pack_vectors(e: Emitter, kernel: Kernel, plan: Plan) -> None:
@@ -264,23 +265,33 @@ def pack_vectors(e: Emitter, kernel: Kernel, plan: Plan) -> None:
                 e.store(e.load_masked(e.mask(hidden - unit), source, unit), packed, width * place + unit)
 
 
-def given_slots(plan: Plan) -> tuple[str, ...]:
-    """The argument slots of what a call gives: ``resets`` [N] integers, and numbers with strides.
+def clear_padding(e: Emitter, kernel: Kernel, results: Sequence[Value], length: Value) -> None:
+    """Write zeros to the rows of results that are padding; each thread takes some."""
+    places, first, end = kernel.pointer(e, "places"), kernel.slot(e, "rows"), kernel.slot(e, "all_rows")
+    with e.loop(first + e.arguments[1], end, e.arguments[2]) as row:
+        start = e.load_integer(places, row) * length
+        with e.loop(0, length, e.lanes) as column:
+            for result in results:
+                e.store_masked(e.zeros(), e.mask(length - column), result, start + column)
 
-    The number of a given leaf for a row is at ``row of N * by_step + row of B * by_row``, so that one kernel
-    serves numbers for every step ([N, H]), for every sequence ([B, H]) and for the layer ([H]).
+
+def given_slots(plan: Plan) -> tuple[str, ...]:
+    """The argument slots of what a call gives: ``resets``, an integer for each row, and numbers with strides.
+
+    The number of a given leaf for a row is at ``its place * by_step + row of B * by_row``, so that one kernel
+    serves numbers for every step (in the layout of x), for every sequence ([B, H]) and for the layer ([H]).
     """
     numbers = (slot for leaf in plan.given for slot in (leaf, f"{leaf}.by_step", f"{leaf}.by_row"))
     return (*numbers, *(("resets",) if plan.resets else ()))
 
 
 def load_given(
-    e: Emitter, kernel: Kernel, plan: Plan, step: Step, row: Value, unit: Value, mask: Value
+    e: Emitter, kernel: Kernel, plan: Plan, place: Value, row: Value, unit: Value, mask: Value
 ) -> dict[str, Value]:
     """A vector of each given leaf."""
     found = {}
     for leaf in plan.given:
         by_step, by_row = (kernel.slot(e, f"{leaf}.{stride}") for stride in ("by_step", "by_row"))
-        at = (step.row + row) * by_step + row * by_row + unit
+        at = place * by_step + row * by_row + unit
         found[leaf] = e.load_masked(mask, kernel.pointer(e, leaf), at)
     return found

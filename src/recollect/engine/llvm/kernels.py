@@ -47,10 +47,14 @@ class Kernels:
         self.dtype = dtype
         self._content = (graph.key, gates, states, vectors, dtype, variant)
         self._functions: dict[tuple[object, ...], Function] = {}
+        self._tilings: dict[tuple[int, int], Tiling] = {}
 
     def tiling(self, inputs: int, hidden: int) -> Tiling:
         """How a layer of these sizes is cut into tiles."""
-        return make_tiling(self.plan, host(), self.dtype, inputs, hidden)
+        found = self._tilings.get((inputs, hidden))
+        if found is None:
+            found = self._tilings[inputs, hidden] = make_tiling(self.plan, host(), self.dtype, inputs, hidden)
+        return found
 
     def forward(self, tiling: Tiling, *, save: bool) -> Function:
         """The forward pass; with ``save`` it keeps what the backward pass reads."""

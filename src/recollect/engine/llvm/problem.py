@@ -81,13 +81,15 @@ class Problem:
         kernels: of its cell and dtype.
         inputs, hidden: I and H.
         batch: B.
-        batch_sizes: active rows at each step.
+        sizes: active rows at each step, never growing.
+        places: where each of these rows [N] stands in x, y and their like, and after them what else stands there,
+            which is padding.
         reverse: backward in time.
         division: the threads, and what each of them does.
         team: where they come from.
 
     Attributes:
-        rows: N, the sum of ``batch_sizes``.
+        rows: N, the sum of ``sizes``.
         width: row length of final states.
         grad_width: row length of gradients of states.
         gates: G * H.
@@ -101,7 +103,8 @@ class Problem:
         inputs: int,
         hidden: int,
         batch: int,
-        batch_sizes: Sequence[int],
+        sizes: Sequence[int],
+        places: np.ndarray,
         reverse: bool,
         division: Division,
         team: Team,
@@ -109,10 +112,11 @@ class Problem:
         self.kernels, self.plan = kernels, kernels.plan
         self.tiling = tiling = kernels.tiling(inputs, hidden)
         self.inputs, self.hidden, self.batch, self.division = inputs, hidden, batch, division
-        self.begun = batch_sizes[0]
+        self.begun, self.steps = sizes[0], len(sizes)
         self._block_starts: list[np.ndarray] = []
-        self._offsets = np.array([0, *accumulate(batch_sizes)], dtype=np.int64)
-        self.steps, self.rows = len(batch_sizes), int(self._offsets[-1])
+        self._places, self._offsets = places.astype(np.int64, copy=False), np.zeros(self.steps + 1, np.int64)
+        np.cumsum(sizes, out=self._offsets[1:])
+        self.rows = int(self._offsets[-1])
         self.width = tiling.width(hidden)
         self.grad_width = max(self.width, round_up(hidden, tiling.hidden_wide * tiling.lanes))
         self.gates = len(self.plan.gates) * hidden
@@ -124,12 +128,13 @@ class Problem:
             "num_threads": team.num_threads, "yield_thread": team.yield_thread,
             "steps": self.steps, "batch": batch, "inputs": inputs, "hidden": hidden, "width": self.width,
             "backward_in_time": int(reverse), "offsets": self._offsets.ctypes.data,
+            "places": self._places.ctypes.data, "rows": self.rows, "all_rows": len(places),
         }  # fmt: skip
 
     def _blocks(self, tile_rows: int) -> dict[str, int]:
         """Blocks of batch rows: as many as tiles need, and as many for each thread."""
         whole = round_up(self.batch, tile_rows) // tile_rows
-        count = min(self.batch, round_up(whole, self.division.row_threads))
+        count = round_up(whole, self.division.row_threads)
         starts = np.arange(count + 1, dtype=np.int64) * self.batch // count
         self._block_starts.append(starts)  # the kernel's arguments point to it
         return {"blocks": count, "block_starts": starts.ctypes.data}

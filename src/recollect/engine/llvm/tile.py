@@ -17,12 +17,13 @@ class Run:
     """One product that a tile adds: ``a[r][k] w[k][v]`` for the vectors [first, last).
 
     ``w`` is packed: one row of ``last - first`` vectors after the other. k runs along a row of ``a``, or, with
-    ``down``, over the rows of ``a``, whose columns r are then.
+    ``down``, over the rows of ``a``, whose columns r are then. With ``placed``, row r is at its place in a table.
     """
 
     first: int
     last: int
     down: bool = False
+    placed: bool = False
 
 
 class Tile:
@@ -34,12 +35,22 @@ class Tile:
         vectors: width of the block.
         runs: the products.
         masked: ``init`` and ``out`` are only as wide as told.
+        placed: row r of ``init`` and ``out`` is at its place in a table.
     """
 
-    def __init__(self, kernel: Kernel, name: str, vectors: int, runs: Sequence[Run], *, masked: bool = False) -> None:
-        self.rows, self.vectors, self.masked = kernel.tiling.rows(vectors), vectors, masked
-        # out, its stride, init, its stride, columns; per run: a, its stride, k, w.
-        types = [POINTER, I64, POINTER, I64, I64] + [POINTER, I64, I64, POINTER] * len(runs)
+    def __init__(
+        self,
+        kernel: Kernel,
+        name: str,
+        vectors: int,
+        runs: Sequence[Run],
+        *,
+        masked: bool = False,
+        placed: bool = False,
+    ) -> None:
+        self.rows, self.vectors, self.masked, self.placed = kernel.tiling.rows(vectors), vectors, masked, placed
+        # out, its stride, init, its stride, columns, the table of places; per run: a, its stride, k, w.
+        types = [POINTER, I64, POINTER, I64, I64, POINTER] + [POINTER, I64, I64, POINTER] * len(runs)
         self._functions = [
             self._write(kernel.function(f"{name}_{height}", *types), height, runs) for height in range(1, self.rows + 1)
         ]
@@ -47,18 +58,24 @@ class Tile:
     def _write(self, e: Emitter, height: int, runs: Sequence[Run]) -> ir.Function:
         # By itself, its loop has all registers: inlined, addresses of what surrounds it would crowd the stack.
         e.function.attributes.add("noinline")
-        out, out_stride, init, init_stride, columns = e.arguments[:5]
+        out, out_stride, init, init_stride, columns, table = e.arguments[:6]
+        in_order = in_table = [e.integer(r) for r in range(height)]
+        if self.placed or any(run.placed for run in runs):
+            in_table = [e.load_integer(table, r) for r in in_order]
+        places = in_table if self.placed else in_order
         grid = [(r, v) for r in range(height) for v in range(self.vectors)]
         masks = [e.mask(columns - v * e.lanes) for v in range(self.vectors)] if self.masked else []
 
         total: dict[tuple[int, int], Variable] = {}
         for r, v in grid:
-            at = init_stride * r + v * e.lanes
+            at = init_stride * places[r] + v * e.lanes
             value = e.load_masked(masks[v], init, at) if self.masked else e.load(init, at)
             total[r, v] = e.variable(e.vector, value)
         for index, run in enumerate(runs):
-            a, a_stride, count, w = e.arguments[5 + 4 * index : 9 + 4 * index]
-            rows = [e.at(a, r if run.down else a_stride * r) for r in range(height)]
+            a, a_stride, count, w = e.arguments[6 + 4 * index : 10 + 4 * index]
+            rows = [
+                e.at(a, r if run.down else a_stride * (in_table if run.placed else in_order)[r]) for r in range(height)
+            ]
             with e.loop(0, count) as k:
                 weights = e.at(w, k * ((run.last - run.first) * e.lanes))
                 place = k * a_stride if run.down else k
@@ -76,7 +93,7 @@ class Tile:
                     total[r, v].set(e.fma(numbers[r], vectors[v], total[r, v].get()))
 
         for r, v in grid:
-            at = out_stride * r + v * e.lanes
+            at = out_stride * places[r] + v * e.lanes
             if self.masked:
                 e.store_masked(total[r, v].get(), masks[v], out, at)
             else:
@@ -92,6 +109,7 @@ class Tile:
         init: tuple[Value, Value],
         *runs: tuple[Value, Value, Value, Value],
         columns: Value | None = None,
+        places: Value | None = None,
     ) -> None:
         """Call the tile of the right height.
 
@@ -100,11 +118,13 @@ class Tile:
             out, init: each a pointer and the stride from row to row.
             runs: for each, a, its stride, the number of k, and w.
             columns: how many columns ``out`` has left, where the tile is masked.
+            places: the table of places, from the first row on, where something is placed.
         """
         flat = [value for run in runs for value in run]
+        table = places or out[0]  # which is not read then
         for height, function in enumerate(self._functions, 1):
             with e.when(rows.compare("==", height)):
-                e.call(function, *out, *init, columns or e.integer(0), *flat)
+                e.call(function, *out, *init, columns or e.integer(0), table, *flat)
 
 
 @contextmanager

@@ -231,9 +231,13 @@ class Emitter:
     def store_one(self, value: Value, pointer: Value, offset: Value | int = 0) -> None:
         self.builder.store(value.ir, self.at(pointer, offset).ir, align=self.size)
 
-    def load_integer(self, pointer: Value, index: Value) -> Value:
-        place = self.builder.gep(pointer.ir, [index.ir], source_etype=I64)
-        return Value(self.builder, self.builder.load(place, typ=I64))
+    def integer_at(self, pointer: Value, index: Value | int) -> Value:
+        """The address of an integer, ``index`` integers further on."""
+        index = index if isinstance(index, Value) else self.integer(index)
+        return Value(self.builder, self.builder.gep(pointer.ir, [index.ir], source_etype=I64))
+
+    def load_integer(self, pointer: Value, index: Value | int) -> Value:
+        return Value(self.builder, self.builder.load(self.integer_at(pointer, index).ir, typ=I64))
 
     def splat(self, value: Value) -> Value:
         """One number, or integer, in every lane."""
