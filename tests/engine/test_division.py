@@ -6,12 +6,15 @@ import pytest
 import torch
 
 from recollect import cells, nn
-from recollect.engine import calls
+from recollect.engine import autograd, calls
 from recollect.engine.calls import kept_problem
 from recollect.engine.llvm.division import Division, divide
 from recollect.engine.plan import Variant
 
-DIVISIONS = [Division(1, False), Division(2, False), Division(3, False), Division(2, True), Division(3, True)]
+DIVISIONS = [
+    Division(1, False), Division(2, False), Division(3, False), Division(2, True), Division(3, True),
+    Division(1, False, beside=True),
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -56,8 +59,8 @@ def test_outputs_and_gradients_keep_every_bit(under, name, sizes):
 def test_units_are_divided_where_weights_are_large_and_rows_few():
     kernels = calls.kernels_of(cells.lstm, torch.float32, Variant())
 
-    def of(batch, inputs, hidden, steps=100, threads=2):
-        return divide(kernels, inputs, hidden, batch, batch * steps, steps, threads)
+    def of(batch, inputs, hidden, steps=100, threads=2, directions=1):
+        return divide(kernels, inputs, hidden, batch, batch * steps, steps, threads, directions)
 
     assert of(1, 16, 32) == of(1, 16, 32, steps=5) == Division(1, False)  # too little to wake anybody
     assert of(1, 64, 256) == of(16, 256, 1024) == Division(2, True)
@@ -65,3 +68,51 @@ def test_units_are_divided_where_weights_are_large_and_rows_few():
     assert of(6, 16, 64) == Division(1, False)
     assert of(64, 64, 256, threads=1) == of(1, 64, 256, threads=1) == Division(1, False)
     assert of(64, 64, 256, threads=3) == Division(3, False)
+
+    # Two directions run side by side where one of them would be alone, or would have to talk to itself.
+    beside = Division(1, False, beside=True)
+    assert of(6, 16, 64, directions=2) == of(1, 64, 256, directions=2) == beside
+    assert of(1, 16, 32, steps=2000, directions=2) == beside
+    assert of(1, 16, 32, steps=5, directions=2) == Division(1, False)
+    assert of(64, 64, 256, directions=2) == Division(2, False)
+    assert of(1, 64, 256, threads=4, directions=2) == Division(4, True)
+    assert of(6, 16, 64, threads=1, directions=2) == Division(1, False)
+
+
+@pytest.mark.parametrize("bits", [torch.float32, torch.float64])
+def test_directions_side_by_side_are_each_what_they_are_alone(bits):
+    """As two layers, of which one reads the sequence from its end."""
+    torch.manual_seed(0)
+    both = nn.Recurrent(cells.lstm, 16, 64, bidirectional=True, dtype=bits)
+    x = torch.randn(120, 2, 16, dtype=bits, requires_grad=True)
+    direction = calls.prepare  # what the layer of two directions asks for
+    problems = []
+
+    def seen(*arguments):
+        found = direction(*arguments)
+        problems.extend(found[0])
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(autograd, "prepare", seen)
+        y, _ = both(x)
+    assert [problem.division.beside for problem in problems] == [torch.get_num_threads() > 1] * 2
+    loss = (y * torch.linspace(-1, 1, y.numel(), dtype=bits).view_as(y)).sum()
+    gradients = dict(
+        zip(["x", *dict(both.named_parameters())], torch.autograd.grad(loss, [x, *both.parameters()]), strict=True)
+    )
+    weights = torch.linspace(-1, 1, y.numel(), dtype=bits).view_as(y).split(64, 2)
+    total = torch.zeros_like(x)
+    for place, suffix in enumerate(("", "_reverse")):
+        one = nn.Recurrent(cells.lstm, 16, 64, dtype=bits)
+        for name, parameter in one.named_parameters():
+            parameter.data.copy_(getattr(both, name + suffix))
+        turned = (lambda each: each.flip(0)) if place else (lambda each: each)
+        mine = x.detach().clone().requires_grad_()
+        own = turned(one(turned(mine))[0])
+        assert torch.equal(own, y[..., 64 * place : 64 * (place + 1)])
+        (own * weights[place]).sum().backward()
+        total += mine.grad
+        for name, parameter in one.named_parameters():
+            torch.testing.assert_close(parameter.grad, gradients[name + suffix])
+    torch.testing.assert_close(total, gradients["x"])

@@ -185,6 +185,18 @@ def test_dropout_of_everything_between_layers(kind):
         assert_equal(mine, true)
 
 
+@kinds
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_dropout_between_layers_is_torchs_from_the_same_seed(kind, batch_first):
+    layers, x = pair(kind, num_layers=3, dropout=0.5, bidirectional=True, batch_first=batch_first), drawn(4, 2, 3)
+    found = []
+    for layer in layers:
+        torch.manual_seed(5)
+        found.append(tensors(layer(x)))
+    for mine, true in zip(*found, strict=True):
+        assert_equal(mine, true)
+
+
 def test_dropout_leaves_the_first_layer_and_the_output_alone():
     torch.manual_seed(0)
     layer = nn.LSTM(3, 5, num_layers=2, dropout=0.9, dtype=torch.float64)

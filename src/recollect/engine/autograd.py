@@ -1,4 +1,4 @@
-"""The llvm backend in PyTorch: one layer in one direction as an autograd Function."""
+"""The llvm backend in PyTorch: one layer, in all its directions, as an autograd Function."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from recollect.engine.layout import Layout
 from recollect.engine.llvm.machine import host
 from recollect.engine.llvm.problem import Problem
 from recollect.engine.llvm.team import team
-from recollect.engine.reference import Extras, Result, Weights
+from recollect.engine.reference import Direction, Extras, Result, Weights
 from recollect.engine.segments import Segmented, steps_of
 
 
@@ -70,32 +70,32 @@ def description(x: torch.Tensor) -> str:
     )
 
 
-def run(
-    cell: Cell,
-    x: torch.Tensor,
-    layout: Layout,
-    states: Sequence[torch.Tensor] | None,
-    weights: Weights,
-    extras: Extras,
-    *,
-    reverse: bool,
-) -> Result:
-    """Run one layer in one direction; arguments and returns as `reference.run`."""
+def run(cell: Cell, x: torch.Tensor, layout: Layout, directions: Sequence[Direction]) -> list[Result]:
+    """Run one layer in all its directions; arguments and results as those of `reference.run`."""
     if not layout.count:  # every row has length 0: nothing to do, and nothing that a kernel could be given
-        return reference.run(cell, x, layout, states, weights, extras, reverse=reverse)
-    problem, tensors = prepare(cell, x, layout, states, weights, extras, reverse)
-    if torch.is_grad_enabled() and _any_requires_grad(tensors):
-        if extras.checkpoint is not None and (steps := steps_of(problem, extras.checkpoint)) < problem.steps:
-            return _result(problem, Segmented.apply(cell, layout, extras, reverse, steps, *tensors))
-        return _result(problem, _Layer.apply(cell, layout, extras, reverse, problem, None, *tensors))
-    outputs, final, _ = forward(problem, tensors, extras, save=False)
-    return tuple(outputs), tuple(final)
+        return [
+            reference.run(cell, x, layout, states, weights, extras, reverse=reverse)
+            for states, weights, extras, reverse, _ in directions
+        ]
+    problems, tensors = prepare(cell, x, layout, directions)
+    extras = [each.extras for each in directions]
+    if not (torch.is_grad_enabled() and _any_requires_grad(tensors)):
+        return [(tuple(out), tuple(final)) for out, final, _ in forward(problems, tensors, extras, save=False)]
+    checkpoint = extras[0].checkpoint
+    if checkpoint is not None and (steps := steps_of(problems[0], checkpoint)) < problems[0].steps:
+        return [
+            _results([problem], Segmented.apply(cell, layout, each, steps, *prepare(cell, x, layout, [each])[1]))[0]
+            for problem, each in zip(problems, directions, strict=True)
+        ]
+    ways = [(each.extras, each.reverse) for each in directions]
+    return _results(problems, _Layer.apply(cell, layout, ways, problems, None, *tensors))
 
 
-def _result(problem: Problem, results: Any) -> Result:
-    """The outputs and the final states, which a Function returns in one row."""
-    wanted = len(problem.plan.outputs)
-    return results[:wanted], results[wanted:]
+def _results(problems: Sequence[Problem], flat: Any) -> list[Result]:
+    """The outputs and the final states of each direction, which a Function returns in one row."""
+    count, wanted = len(flat) // len(problems), len(problems[0].plan.outputs)
+    each = [flat[first : first + count] for first in range(0, len(flat), count)]
+    return [(part[:wanted], part[wanted:]) for part in each]
 
 
 def _any_requires_grad(tensors: Sequence[Any]) -> bool:
@@ -119,60 +119,51 @@ class Kept(NamedTuple):
 
 
 def run_and_keep(
-    cell: Cell,
-    x: torch.Tensor,
-    layout: Layout,
-    states: Sequence[torch.Tensor],
-    weights: Weights,
-    extras: Extras,
-    memory: torch.Tensor,
-    *,
-    reverse: bool,
-) -> Kept:
-    """As `run` without autograd, but what the backward pass reads is left in ``memory``; there are rows."""
-    problem, tensors = prepare(cell, x, layout, states, weights, extras, reverse)
-    outputs, final, _ = forward(problem, tensors, extras, save=True, memory=memory)
-    return Kept(outputs, final, memory)
+    cell: Cell, x: torch.Tensor, layout: Layout, directions: Sequence[Direction], memories: Sequence[torch.Tensor]
+) -> list[Kept]:
+    """As `run` without autograd, but what the backward pass reads is left in ``memories``; there are rows."""
+    problems, tensors = prepare(cell, x, layout, directions)
+    found = forward(problems, tensors, [each.extras for each in directions], save=True, memories=memories)
+    return [Kept(out, final, memory) for (out, final, _), memory in zip(found, memories, strict=True)]
 
 
 def replay(
-    cell: Cell,
-    x: torch.Tensor,
-    layout: Layout,
-    states: Sequence[torch.Tensor],
-    weights: Weights,
-    extras: Extras,
-    kept: Kept,
-    *,
-    reverse: bool,
-) -> Result:
+    cell: Cell, x: torch.Tensor, layout: Layout, directions: Sequence[Direction], kept: Sequence[Kept]
+) -> list[Result]:
     """What `run` returned with these arguments when it was kept, with its derivatives; nothing runs forward."""
-    problem, tensors = prepare(cell, x, layout, states, weights, extras, reverse)
-    return _result(problem, _Layer.apply(cell, layout, extras, reverse, problem, kept, *tensors))
+    problems, tensors = prepare(cell, x, layout, directions)
+    ways = [(each.extras, each.reverse) for each in directions]
+    return _results(problems, _Layer.apply(cell, layout, ways, problems, kept, *tensors))
 
 
 class _Layer(torch.autograd.Function):
-    """Derivatives of `run`; double backward goes through the reference."""
+    """Derivatives of `run`; double backward goes through the reference.
+
+    ``ways`` has of each direction what the call adds and whether it is reversed.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
         cell: Cell,
         layout: Layout,
-        extras: Extras,
-        reverse: bool,
-        problem: Problem,
-        kept: Kept | None,
+        ways: Sequence[tuple[Extras, bool]],
+        problems: Sequence[Problem],
+        kept: Sequence[Kept] | None,
         *tensors: Any,
     ) -> Any:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
-        ctx.cell, ctx.layout, ctx.extras, ctx.reverse, ctx.problem = cell, layout, extras, reverse, problem
+        ctx.cell, ctx.layout, ctx.ways, ctx.problems = cell, layout, ways, problems
         if kept is None:
-            outputs, final, ctx.memory = forward(problem, tensors, extras, save=True)
-            return (*outputs, *final)
-        ctx.memory = Buffer(kept.memory.dtype, problem.train.parts, kept.memory)
-        return tuple(each.detach() for each in (*kept.outputs, *kept.final))
+            found = forward(problems, tensors, [extras for extras, _ in ways], save=True)
+            ctx.memories = [memory for _, _, memory in found]
+            return tuple(each for outputs, final, _ in found for each in (*outputs, *final))
+        ctx.memories = [
+            Buffer(each.memory.dtype, problem.train.parts, each.memory)
+            for each, problem in zip(kept, problems, strict=True)
+        ]
+        return tuple(each.detach() for outputs, final, _ in kept for each in (*outputs, *final))
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> Any:
@@ -180,11 +171,12 @@ class _Layer(torch.autograd.Function):
         if torch.is_grad_enabled() or any(map(_is_batched, grads)):
             found = _differentiable_backward(ctx, needed, grads)
         else:
-            found = backward(ctx.problem, ctx.memory, ctx.saved_tensors, ctx.extras, needed, grads)
+            extras = [extras for extras, _ in ctx.ways]
+            found = backward(ctx.problems, ctx.memories, ctx.saved_tensors, extras, needed, grads)
         return (*[None] * _BEFORE_TENSORS, *found)
 
 
-_BEFORE_TENSORS = 6  # arguments of _Layer.forward before the tensors
+_BEFORE_TENSORS = 5  # arguments of _Layer.forward before the tensors
 
 
 def _is_batched(grad: torch.Tensor | None) -> bool:
@@ -197,17 +189,17 @@ def _differentiable_backward(
 ) -> list[torch.Tensor | None]:
     """The backward pass in PyTorch's own operations, which can be differentiated and batched."""
     tensors, create_graph = ctx.saved_tensors, torch.is_grad_enabled()
-    x, weight_ih, weight_hh, bias_ih, bias_hh, *rest = tensors
-    states, vectors = rest[: len(ctx.cell.states)], rest[len(ctx.cell.states) :]
-    weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh, None, vectors)
+    x, count = tensors[0], (len(tensors) - 1) // len(ctx.ways)
+    results: list[torch.Tensor] = []
     with torch.enable_grad():
-        initial = None if states[0] is None else states
-        outputs, final = reference.run(ctx.cell, x, ctx.layout, initial, weights, ctx.extras, reverse=ctx.reverse)
-    pairs = [
-        (out, grad)
-        for out, grad in zip((*outputs, *final), grads, strict=True)
-        if grad is not None and out.requires_grad
-    ]
+        for place, (extras, reverse) in enumerate(ctx.ways):
+            ih, hh, bias_ih, bias_hh, *rest = tensors[1 + place * count : 1 + (place + 1) * count]
+            states, vectors = rest[: len(ctx.cell.states)], rest[len(ctx.cell.states) :]
+            weights = Weights(ih, hh, bias_ih, bias_hh, None, vectors)
+            initial = None if states[0] is None else states
+            outputs, final = reference.run(ctx.cell, x, ctx.layout, initial, weights, extras, reverse=reverse)
+            results += (*outputs, *final)
+    pairs = [(out, grad) for out, grad in zip(results, grads, strict=True) if grad is not None and out.requires_grad]
     wanted = [place for place, need in enumerate(needed) if need]
     found = torch.autograd.grad(
         [out for out, _ in pairs],
@@ -216,7 +208,7 @@ def _differentiable_backward(
         create_graph=create_graph,
         allow_unused=True,
     )
-    result: list[torch.Tensor | None] = [None] * len(tensors)
+    every: list[torch.Tensor | None] = [None] * len(tensors)
     for place, grad in zip(wanted, found, strict=True):
-        result[place] = grad
-    return result
+        every[place] = grad
+    return every

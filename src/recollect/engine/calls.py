@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -13,11 +13,14 @@ from recollect.engine.buffers import Buffer
 from recollect.engine.layout import Layout
 from recollect.engine.llvm.division import divide
 from recollect.engine.llvm.kernels import Kernels, kernels_for
-from recollect.engine.llvm.problem import Problem
+from recollect.engine.llvm.problem import Pass, Problem
 from recollect.engine.llvm.team import Team, team
+from recollect.engine.llvm.together import run_together
 from recollect.engine.plan import Variant
 from recollect.engine.readable import check_readable, readable
-from recollect.engine.reference import PLAIN, Extras, Weights
+from recollect.engine.reference import PLAIN, Direction, Extras
+
+_Result = TypeVar("_Result")
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 
@@ -28,23 +31,26 @@ def kernels_of(cell: Cell, dtype: torch.dtype, variant: Variant) -> Kernels:
 
 
 def prepare(
-    cell: Cell,
-    x: torch.Tensor,
-    layout: Layout,
-    states: Sequence[torch.Tensor] | None,
-    weights: Weights,
-    extras: Extras,
-    reverse: bool,
-) -> tuple[Problem, tuple[Any, ...]]:
-    """The sizes of a call and the tensors that its kernels read, which have been checked."""
-    ih, hh, bias_ih, bias_hh, _, vectors = weights
-    given = states or (None,) * len(cell.states)
-    tensors = (x, ih, hh, bias_ih, bias_hh, *given, *vectors)
-    hidden = hh.shape[1]
-    check_readable(cell, tensors, extras, layout.batch, hidden)
+    cell: Cell, x: torch.Tensor, layout: Layout, directions: Sequence[Direction]
+) -> tuple[list[Problem], list[Any]]:
+    """The sizes of each direction of a layer, and the tensors that its kernels read, which have been checked.
+
+    Returns:
+        The problems, and x followed by the tensors of each direction: the four parameters, the initial states, the
+        vectors; None where there is none.
+    """
     make = kept_problem if layout.kept else _problem
-    kind = (cell, x.dtype, extras.variant)
-    return make(kind, x.shape[-1], hidden, layout, reverse, torch.get_num_threads(), team()), tensors
+    inputs, threads, workers = x.shape[-1], torch.get_num_threads(), team()
+    problems: list[Problem] = []
+    tensors: list[Any] = [x]
+    for states, weights, extras, reverse, _ in directions:
+        ih, hh, bias_ih, bias_hh, _, vectors = weights
+        own = (ih, hh, bias_ih, bias_hh, *(states or (None,) * len(cell.states)), *vectors)
+        check_readable(cell, x, own, extras, layout.batch, hh.shape[1])
+        kind = (cell, x.dtype, extras.variant)
+        problems.append(make(kind, inputs, hh.shape[1], layout, reverse, threads, workers, len(directions)))
+        tensors += own
+    return problems, tensors
 
 
 def _problem(
@@ -55,9 +61,10 @@ def _problem(
     reverse: bool,
     threads: int,
     workers: Team,
+    directions: int,
 ) -> Problem:
     kernels, sizes, batch = kernels_of(*kind), layout.sizes, layout.batch
-    division = divide(kernels, inputs, hidden, batch, layout.count, len(sizes), workers.size(threads))
+    division = divide(kernels, inputs, hidden, batch, layout.count, len(sizes), workers.size(threads), directions)
     return Problem(kernels, inputs, hidden, batch, sizes, layout.places, reverse, division, workers)
 
 
@@ -86,11 +93,63 @@ def _given(problem: Problem, extras: Extras) -> tuple[list[int], list[torch.Tens
     return arguments, alive
 
 
+# What a direction's part of a call does before its kernel runs, and after.
+_Part = Generator["tuple[Pass, Sequence[int]]", None, _Result]
+
+
+def _run(problems: Sequence[Problem], parts: Sequence[_Part[_Result]]) -> list[_Result]:
+    """Run the kernels of all directions of a layer."""
+    kernels = [next(part) for part in parts]
+    if problems[0].division.beside:
+        run_together([kernel.call(*addresses) for kernel, addresses in kernels], problems[0].team)
+    else:
+        for kernel, addresses in kernels:
+            kernel.run(*addresses)
+    return [_result_of(part) for part in parts]
+
+
+def _result_of(part: _Part[_Result]) -> _Result:
+    try:
+        next(part)
+    except StopIteration as end:
+        return end.value
+    raise AssertionError("a part of a call runs one kernel")
+
+
+def _each(problems: Sequence[Problem], tensors: Sequence[Any]) -> list[Sequence[Any]]:
+    """The tensors of each direction, from the four parameters on."""
+    count = (len(tensors) - 1) // len(problems)
+    return [tensors[first : first + count] for first in range(1, len(tensors), count)]
+
+
 def forward(
-    problem: Problem, tensors: Sequence[Any], extras: Extras, *, save: bool, memory: torch.Tensor | None = None
-) -> tuple[list[torch.Tensor], list[torch.Tensor], Buffer]:
-    """Run the forward kernel: outputs, final states, and the memory that holds what `backward` reads."""
-    x, weight_ih, weight_hh, bias_ih, bias_hh, *rest = readable(tensors)
+    problems: Sequence[Problem],
+    tensors: Sequence[Any],
+    extras: Sequence[Extras],
+    *,
+    save: bool,
+    memories: Sequence[torch.Tensor | None] | None = None,
+) -> list[tuple[list[torch.Tensor], list[torch.Tensor], Buffer]]:
+    """Run the forward kernels of a layer.
+
+    Args:
+        problems, tensors: of `prepare`.
+        extras: what the call adds to each direction.
+        save: keep what `backward` reads.
+        memories: where each direction keeps it, if not in memory of ours.
+
+    Returns:
+        Of each direction the outputs, the final states, and the memory that holds what `backward` reads.
+    """
+    x, *rest = readable(tensors)
+    each = zip(problems, _each(problems, (x, *rest)), extras, memories or [None] * len(problems), strict=True)
+    return _run(problems, [_forward(problem, x, own, added, save, memory) for problem, own, added, memory in each])
+
+
+def _forward(
+    problem: Problem, x: torch.Tensor, own: Sequence[Any], extras: Extras, save: bool, memory: torch.Tensor | None
+) -> _Part[tuple[list[torch.Tensor], list[torch.Tensor], Buffer]]:
+    weight_ih, weight_hh, bias_ih, bias_hh, *rest = own
     plan, batch, hidden, width = problem.plan, problem.batch, problem.hidden, problem.width
     count = len(rest) - len(plan.vectors)
     initial, vectors = rest[:count], rest[count:]
@@ -104,18 +163,21 @@ def forward(
     given, alive = _given(problem, extras)
     kernel = problem.train if save else problem.infer
     buffer = Buffer(x.dtype, kernel.parts, memory)
-    kernel.run(
-        x.data_ptr(),
-        weight_ih.data_ptr(),
-        weight_hh.data_ptr(),
-        0 if bias_ih is None else bias_ih.data_ptr(),
-        0 if bias_hh is None else bias_hh.data_ptr(),
-        *buffer.addresses,
-        *[each.data_ptr() for each in outputs],
-        *starts,
-        *[each.data_ptr() for each in final],
-        *[each.data_ptr() for each in vectors],
-        *given,
+    yield (
+        kernel,
+        (
+            x.data_ptr(),
+            weight_ih.data_ptr(),
+            weight_hh.data_ptr(),
+            0 if bias_ih is None else bias_ih.data_ptr(),
+            0 if bias_hh is None else bias_hh.data_ptr(),
+            *buffer.addresses,
+            *[each.data_ptr() for each in outputs],
+            *starts,
+            *[each.data_ptr() for each in final],
+            *[each.data_ptr() for each in vectors],
+            *given,
+        ),
     )
     del final[count:], alive
     if width != hidden:
@@ -127,15 +189,46 @@ def forward(
 
 
 def backward(
-    problem: Problem,
-    memory: Buffer,
+    problems: Sequence[Problem],
+    memories: Sequence[Buffer],
     tensors: Sequence[Any],
-    extras: Extras,
+    extras: Sequence[Extras],
     needed: Sequence[bool],
     grads: Sequence[torch.Tensor | None],
 ) -> list[torch.Tensor | None]:
-    """Gradients of ``tensors`` (None where not needed) from those of the outputs and the final states."""
-    x, weight_ih, weight_hh, _, _, *rest = readable(tensors)
+    """Gradients of ``tensors``, None where not needed.
+
+    Args:
+        problems, tensors, extras: as for `forward`.
+        memories: what it left.
+        needed: of which tensors.
+        grads: those of the outputs and the final states of the first direction, then of the next.
+    """
+    x, *rest = readable(tensors)
+    count = len(grads) // len(problems)
+    parts = [
+        _backward(problem, memory, x, own, added, [needed[0], *wanted], grads[place * count : (place + 1) * count])
+        for place, (problem, memory, own, added, wanted) in enumerate(
+            zip(problems, memories, _each(problems, (x, *rest)), extras, _each(problems, needed), strict=True)
+        )
+    ]
+    (dx, *found), *others = _run(problems, parts)
+    for its_dx, *its in others:
+        dx = None if dx is None else dx + its_dx
+        found += its
+    return [dx, *found]
+
+
+def _backward(
+    problem: Problem,
+    memory: Buffer,
+    x: torch.Tensor,
+    own: Sequence[Any],
+    extras: Extras,
+    needed: Sequence[bool],
+    grads: Sequence[torch.Tensor | None],
+) -> _Part[list[Any]]:
+    weight_ih, weight_hh, _, _, *rest = own
     plan, hidden, gates = problem.plan, problem.hidden, problem.gates
     count, wanted = len(rest) - len(plan.vectors), len(plan.outputs)
     dstates = [x.new_zeros(problem.batch, problem.grad_width) for _ in plan.states]
@@ -151,22 +244,25 @@ def backward(
     given, alive = _given(problem, extras)
     kernel = problem.backward
     scratch = Buffer(x.dtype, kernel.parts)
-    kernel.run(
-        x.data_ptr(),
-        0 if dx is None else dx.data_ptr(),
-        weight_ih.data_ptr(),
-        weight_hh.data_ptr(),
-        0 if dw_ih is None else dw_ih.data_ptr(),
-        0 if dw_hh is None else dw_hh.data_ptr(),
-        sums.data_ptr(),
-        *memory.addresses[3:],
-        *[each.data_ptr() for each in doutputs],
-        *[0 if each is zeros else hidden for each in doutputs],
-        *[each.data_ptr() for each in dstates],
-        *[each.data_ptr() for each in restarts],
-        *[each.data_ptr() for each in rest[count:]],
-        *given,
-        *scratch.addresses,
+    yield (
+        kernel,
+        (
+            x.data_ptr(),
+            0 if dx is None else dx.data_ptr(),
+            weight_ih.data_ptr(),
+            weight_hh.data_ptr(),
+            0 if dw_ih is None else dw_ih.data_ptr(),
+            0 if dw_hh is None else dw_hh.data_ptr(),
+            sums.data_ptr(),
+            *memory.addresses[3:],
+            *[each.data_ptr() for each in doutputs],
+            *[0 if each is zeros else hidden for each in doutputs],
+            *[each.data_ptr() for each in dstates],
+            *[each.data_ptr() for each in restarts],
+            *[each.data_ptr() for each in rest[count:]],
+            *given,
+            *scratch.addresses,
+        ),
     )
     del alive
     dinitial = [each[:, :hidden] for each in dstates]

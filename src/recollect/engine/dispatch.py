@@ -15,7 +15,7 @@ from recollect.cells.cell import Cell
 from recollect.engine import autograd, reference, torch_kernels
 from recollect.engine.layout import Layout
 from recollect.engine.plan import Variant
-from recollect.engine.reference import PLAIN
+from recollect.engine.reference import PLAIN, Direction
 from recollect.errors import BackendError, InputError, NotYetError
 
 BACKENDS = ("auto", "reference", "llvm", "torch", "triton")
@@ -138,32 +138,22 @@ def kernels_serve(x: torch.Tensor) -> bool:
     return _forced in ("auto", "llvm") and autograd.could_serve(x)
 
 
-def run(
-    cell: Cell,
-    x: torch.Tensor,
-    layout: Layout,
-    states: Sequence[torch.Tensor] | None,
-    weights: reference.Weights,
-    extras: reference.Extras = PLAIN,
-    *,
-    reverse: bool,
-    label: str,
-) -> reference.Result:
-    """Run one layer in one direction on the backend that serves it; see `reference.run`.
-
-    Args:
-        label: the layer and direction, such as ``"l0_reverse"``, for whoever listens.
-    """
-    listener = _listener.get()
-    if listener is None and _forced in ("auto", "llvm") and weights.hr is None and autograd.obstacle(x) is None:
-        return autograd.run(cell, x, layout, states, weights, extras, reverse=reverse)  # most calls by far
-    choice = choose(cell, x, projected=weights.hr is not None, variant=extras.variant)
-    if choice.name == "torch" and layout.count:
-        return torch_kernels.run(cell, x, layout, states, weights, reverse=reverse)
+def run(cell: Cell, x: torch.Tensor, layout: Layout, directions: Sequence[Direction]) -> list[reference.Result]:
+    """Run one layer, in all its directions, on the backend that serves it; see `reference.run`."""
+    listener, first = _listener.get(), directions[0]
+    if listener is None and _forced in ("auto", "llvm") and first.weights.hr is None and autograd.obstacle(x) is None:
+        return autograd.run(cell, x, layout, directions)  # most calls by far
+    choice = choose(cell, x, projected=first.weights.hr is not None, variant=first.extras.variant)
     if choice.name == "reference" and listener is None and _forced != "reference":
         _warn_once(choice)
-    tap = listener(label) if listener else None
-    return reference.run(cell, x, layout, states, weights, extras, reverse=reverse, tap=tap)
+    results = []
+    for states, weights, extras, reverse, label in directions:
+        if choice.name == "torch" and layout.count:
+            results.append(torch_kernels.run(cell, x, layout, states, weights, reverse=reverse))
+        else:
+            tap = listener(label) if listener else None
+            results.append(reference.run(cell, x, layout, states, weights, extras, reverse=reverse, tap=tap))
+    return results
 
 
 def _warn_once(choice: Choice) -> None:

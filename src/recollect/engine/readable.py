@@ -17,22 +17,23 @@ def readable(tensors: Sequence[Any]) -> list[Any]:
     return [None if each is None else each.contiguous().resolve_neg() for each in tensors]
 
 
-def check_readable(cell: Cell, tensors: Sequence[Any], extras: Extras, batch: int, hidden: int) -> None:
+def check_readable(cell: Cell, x: torch.Tensor, own: Sequence[Any], extras: Extras, batch: int, hidden: int) -> None:
     """Refuse tensors whose memory is not what the kernel will read.
 
     Args:
         cell: the step.
-        tensors: x, the four parameters, the initial states, the vectors; None where there is none.
+        x: the input.
+        own: the four parameters, the initial states, the vectors; None where there is none.
         extras: what the call adds.
         batch, hidden: B and H.
 
     Raises:
         InputError: a parameter, or what the call adds, has another shape, dtype or device than the layer needs.
     """
-    x, gates = tensors[0], len(cell.gates) * hidden
+    gates = len(cell.gates) * hidden
     wanted = [(gates, x.shape[-1]), (gates, hidden), (gates,), (gates,)]
     wanted += [(1, batch, hidden)] * len(cell.states) + [(hidden,)] * len(cell.vectors)
-    for place, (tensor, shape) in enumerate(zip(tensors[1:], wanted, strict=True)):
+    for place, (tensor, shape) in enumerate(zip(own, wanted, strict=True)):
         if tensor is None:
             continue
         if tensor.shape != shape or tensor.dtype != x.dtype or tensor.device != x.device:

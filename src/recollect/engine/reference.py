@@ -66,6 +66,21 @@ class Extras(NamedTuple):
 
 PLAIN, _PLAIN = Extras(), Variant()
 
+
+class Direction(NamedTuple):
+    """What a layer has in one direction; see `run`.
+
+    Attributes:
+        label: of layer and direction, such as ``"l0_reverse"``, for whoever listens.
+    """
+
+    states: Sequence[torch.Tensor] | None
+    weights: Weights
+    extras: Extras
+    reverse: bool
+    label: str
+
+
 # y in the layout of x (and the other states, where all are wanted), and each state [1, B, its size] at the end.
 Result = tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]
 

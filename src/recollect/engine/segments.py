@@ -19,7 +19,7 @@ from recollect.cells.cell import Cell
 from recollect.engine.calls import backward, forward, prepare
 from recollect.engine.layout import Layout
 from recollect.engine.llvm.problem import Problem
-from recollect.engine.reference import Extras, Weights
+from recollect.engine.reference import Direction, Extras, Weights
 from recollect.errors import NotYetError
 
 # Memory that is left to a segment, and how many times that a sequence must need to be worth cutting; in bytes.
@@ -60,15 +60,16 @@ def _cut(layout: Layout, steps: int, *, reverse: bool) -> list[_Segment]:
 
 
 class Segmented(torch.autograd.Function):
-    """Derivatives of `autograd.run`, segment by segment; a first derivative only.
+    """Derivatives of `autograd.run` for one direction, segment by segment; first ones only.
 
-    ``apply(cell, layout, extras, reverse, steps, *tensors)`` returns the outputs and the final states.
+    ``apply(cell, layout, direction, steps, *tensors)`` returns the outputs and the final states.
     """
 
     @staticmethod
-    def forward(ctx: Any, cell: Cell, layout: Layout, extras: Extras, reverse: bool, steps: int, *tensors: Any) -> Any:
+    def forward(ctx: Any, cell: Cell, layout: Layout, direction: Direction, steps: int, *tensors: Any) -> Any:
         ctx.set_materialize_grads(False)
         x, hidden = tensors[0], tensors[2].shape[1]
+        extras, reverse = direction.extras, direction.reverse
         ctx.cell, ctx.extras, ctx.reverse = cell, extras, reverse
         ctx.segments = _cut(layout, steps, reverse=reverse)
         wanted = len(cell.states) if extras.all_states else 1
@@ -82,8 +83,8 @@ class Segmented(torch.autograd.Function):
         for segment in ctx.segments:
             active = segment.layout.batch
             ctx.starts.append([state[:, :active].clone() for state in states])
-            problem, own, added = _of_segment(ctx, tensors, segment, ctx.starts[-1])
-            found, final, _ = forward(problem, own, added, save=False)
+            problems, own, added = _of_segment(ctx, tensors, segment, ctx.starts[-1])
+            [(found, final, _)] = forward(problems, own, [added], save=False)
             for into, part in zip(outputs, found, strict=True):
                 into.flatten(0, -2)[segment.rows] = part
             for state, new in zip(states, final, strict=True):
@@ -108,13 +109,13 @@ class Segmented(torch.autograd.Function):
         every = [*needed[:5], *[True] * count, *needed[5 + count :]]
         for segment, starts in zip(reversed(ctx.segments), reversed(ctx.starts), strict=True):
             active = segment.layout.batch
-            problem, own, added = _of_segment(ctx, tensors, segment, starts)
-            _, _, memory = forward(problem, own, added, save=True)
+            problems, own, added = _of_segment(ctx, tensors, segment, starts)
+            [(_, _, memory)] = forward(problems, own, [added], save=True)
             leaving = [
                 *(None if each is None else each[segment.rows] for each in douts),
                 *(each[:, :active] for each in dstates),
             ]
-            found = backward(problem, memory, own, added, every, leaving)
+            found = backward(problems, [memory], own, [added], every, leaving)
             for place, grad in enumerate(found):
                 if grad is None:
                     continue
@@ -132,12 +133,12 @@ class Segmented(torch.autograd.Function):
         )
 
 
-_BEFORE_TENSORS = 5  # arguments of Segmented.forward before the tensors
+_BEFORE_TENSORS = 4  # arguments of Segmented.forward before the tensors
 
 
 def _of_segment(
     ctx: Any, tensors: Sequence[Any], segment: _Segment, starts: Sequence[torch.Tensor]
-) -> tuple[Problem, tuple[Any, ...], Extras]:
+) -> tuple[list[Problem], list[Any], Extras]:
     """The problem, the tensors and the additions of one segment."""
     x, ih, hh, bias_ih, bias_hh, *rest = tensors
     extras, rows, active = ctx.extras, segment.rows, segment.layout.batch
@@ -148,4 +149,4 @@ def _of_segment(
     )
     weights = Weights(ih, hh, bias_ih, bias_hh, None, rest[len(starts) :])
     own = x.flatten(0, -2)[rows]
-    return *prepare(ctx.cell, own, segment.layout, starts, weights, added, ctx.reverse), added
+    return *prepare(ctx.cell, own, segment.layout, [Direction(starts, weights, added, ctx.reverse, "")]), added

@@ -23,11 +23,11 @@ from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
 from recollect.cells.cell import Cell
-from recollect.engine import autograd, calls, dispatch, reference
+from recollect.engine import autograd, calls, dispatch
 from recollect.engine.layout import Layout
 from recollect.engine.llvm.problem import most_memory
 from recollect.engine.plan import Variant
-from recollect.engine.reference import Extras, Result, Weights
+from recollect.engine.reference import Direction, Result
 from recollect.errors import NotYetError
 from recollect.nn.checks import rows_of
 from recollect.nn.stack import Stack
@@ -203,19 +203,21 @@ class _Recorder:
         self.tape: list[Tensor] = []
         self._x = x
 
-    def __call__(
-        self, cell: Cell, x: Tensor, layout: Layout, states: Sequence[Tensor], weights: Weights,
-        extras: Extras, *, reverse: bool, label: str,
-    ) -> Result:  # fmt: skip
-        memory = _room_for_memory(cell, self._x, x.shape[-1], states[0].shape[2], extras.variant)
+    def __call__(self, cell: Cell, x: Tensor, layout: Layout, directions: Sequence[Direction]) -> list[Result]:
+        memories = [
+            _room_for_memory(cell, self._x, x.shape[-1], each.weights.hh.shape[1], each.extras.variant)
+            for each in directions
+        ]
         if layout.count:
-            kept = autograd.run_and_keep(cell, x, layout, states, weights, extras, memory, reverse=reverse)
-            outputs, final = kept.outputs, kept.final
+            results = [kept[:2] for kept in autograd.run_and_keep(cell, x, layout, directions, memories)]
         else:
-            outputs, final = reference.run(cell, x, layout, states, weights, extras, reverse=reverse)
-            final = [each.clone() for each in final]
-        self.tape += (*outputs, *final, memory)
-        return tuple(outputs), tuple(final)
+            results = [
+                (outputs, [each.clone() for each in final])
+                for outputs, final in autograd.run(cell, x, layout, directions)
+            ]
+        for (outputs, final), memory in zip(results, memories, strict=True):
+            self.tape += (*outputs, *final, memory)
+        return [(tuple(outputs), tuple(final)) for outputs, final in results]
 
 
 class _Player:
@@ -224,16 +226,14 @@ class _Player:
     def __init__(self, tape: Sequence[Tensor]) -> None:
         self._tape = iter(tape)
 
-    def __call__(
-        self, cell: Cell, x: Tensor, layout: Layout, states: Sequence[Tensor], weights: Weights,
-        extras: Extras, *, reverse: bool, label: str,
-    ) -> Result:  # fmt: skip
-        count = len(states) if extras.all_states else 1
-        outputs = list(islice(self._tape, count))
-        kept = autograd.Kept(outputs, [next(self._tape) for _ in states], next(self._tape))
+    def __call__(self, cell: Cell, x: Tensor, layout: Layout, directions: Sequence[Direction]) -> list[Result]:
+        tape, count, kept = self._tape, len(cell.states), []
+        for each in directions:
+            outputs = list(islice(tape, count if each.extras.all_states else 1))
+            kept.append(autograd.Kept(outputs, list(islice(tape, count)), next(tape)))
         if not layout.count:
-            return reference.run(cell, x, layout, states, weights, extras, reverse=reverse)
-        return autograd.replay(cell, x, layout, states, weights, extras, kept, reverse=reverse)
+            return autograd.run(cell, x, layout, directions)
+        return autograd.replay(cell, x, layout, directions, kept)
 
 
 # Parts of the operators --------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from recollect.cells.cell import Cell
 from recollect.engine import dispatch
 from recollect.engine.layout import Layout
-from recollect.engine.reference import PLAIN, Extras, Result, Weights
+from recollect.engine.reference import PLAIN, Direction, Extras, Result, Weights
 from recollect.nn.checks import rows_of
 from recollect.nn.rows import lay_out
 
@@ -53,7 +53,7 @@ class Stack:
         states: Sequence[torch.Tensor] | None,
         parameters: Sequence[torch.Tensor],
         noise: Sequence[torch.Tensor],
-        run_layer: Callable[..., Result] | None = None,
+        run_layer: Callable[..., list[Result]] | None = None,
     ) -> tuple[list[Any], list[torch.Tensor]]:
         """Run all layers.
 
@@ -66,7 +66,7 @@ class Stack:
             noise: of the kinds that this stack has, in this order: for each layer but the first a dropout mask in
                 the layout of ``x``; for each layer and direction a mask [B, F] of what W_hh multiplies; for each
                 layer and direction and each state how much it keeps, in the layout of ``x`` or [its size].
-            run_layer: runs one layer in one direction in place of `dispatch.run`.
+            run_layer: runs one layer in place of `dispatch.run`.
 
         Returns:
             ``(outputs, final)``: y, followed by the last layer's other states where all are wanted, in the layout
@@ -80,28 +80,26 @@ class Stack:
         initial = None if states is None else [layout.sort(state) for state in states]
         data = rows_of(x)
         run = run_layer or dispatch.run
-        results: list[tuple[torch.Tensor, ...]] = []
+        results: list[Result] = []
         finals: list[tuple[torch.Tensor, ...]] = []
         for layer in range(self.num_layers):
             if layer and dropout:
                 data = data * dropout[layer - 1]
-            results = []
-            for direction in range(directions):
-                place = layer * directions + direction
-                outputs, final = run(
-                    self.cell,
-                    data,
-                    layout,
+            places = range(layer * directions, (layer + 1) * directions)
+            parts = [
+                Direction(
                     None if initial is None else [_one(state, place) for state in initial],
                     weights[place],
                     extras[place] if extras else PLAIN,
-                    reverse=direction == 1,
-                    label=f"l{layer}_reverse" if direction else f"l{layer}",
+                    place > places[0],
+                    f"l{layer}_reverse" if place > places[0] else f"l{layer}",
                 )
-                results.append(outputs)
-                finals.append(final)
-            data = _joined([outputs[0] for outputs in results], -1)
-        others = [_joined(each, -1) for each in zip(*(outputs[1:] for outputs in results), strict=True)]
+                for place in places
+            ]
+            results = run(self.cell, data, layout, parts)
+            finals += [final for _, final in results]
+            data = _joined([outputs[0] for outputs, _ in results], -1)
+        others = [_joined(each, -1) for each in zip(*(outputs[1:] for outputs, _ in results), strict=True)]
         stacked = [_joined(each, 0) for each in zip(*finals, strict=True)]
         outputs = [data, *others]
         if isinstance(x, PackedSequence):

@@ -17,7 +17,7 @@ from recollect import cells
 from recollect.cells.cell import Cell
 from recollect.engine import dispatch
 from recollect.engine.layout import dense
-from recollect.engine.reference import Weights
+from recollect.engine.reference import PLAIN, Direction, Weights
 from recollect.nn import compiled
 from recollect.nn.checks import (
     as_parameters,
@@ -104,7 +104,8 @@ class _TorchCell(nn.Module):
             return [each.squeeze(0) for each in new]
         weights = Weights(self.weight_ih, self.weight_hh, *biases)
         x, rows = x.unsqueeze(0), [each.unsqueeze(0) for each in states]
-        _, new = dispatch.run(self.cell, x, dense(x.shape[1], 1), rows, weights, reverse=False, label="cell")
+        direction = Direction(rows, weights, PLAIN, False, "cell")
+        [(_, new)] = dispatch.run(self.cell, x, dense(x.shape[1], 1), [direction])
         return [each.squeeze(0) for each in new]
 
     def backend_for(self, x: torch.Tensor) -> str:

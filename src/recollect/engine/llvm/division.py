@@ -14,10 +14,12 @@ class Division(NamedTuple):
     Attributes:
         threads: how many.
         by_units: each has units of its own, for all rows; otherwise rows of its own.
+        beside: the directions of the layer run side by side, on a thread each.
     """
 
     threads: int
     by_units: bool
+    beside: bool = False
 
     @property
     def row_threads(self) -> int:
@@ -34,7 +36,9 @@ _OWN_CACHE, _FEW_ROWS = 1 << 18, 16
 _FEWEST_ROWS = 4  # of its own that a thread is worth waking for
 
 
-def divide(kernels: Kernels, inputs: int, hidden: int, batch: int, rows: int, steps: int, threads: int) -> Division:
+def divide(
+    kernels: Kernels, inputs: int, hidden: int, batch: int, rows: int, steps: int, threads: int, directions: int = 1
+) -> Division:
     """Choose a division.
 
     Args:
@@ -42,8 +46,18 @@ def divide(kernels: Kernels, inputs: int, hidden: int, batch: int, rows: int, st
         rows: N, of all steps.
         steps: T.
         threads: how many there are.
+        directions: of the layer.
     """
     weights = len(kernels.plan.gates) * hidden * (inputs + hidden)
+    one = _divide_one(kernels, weights, batch, rows, steps, threads)
+    serial = one.threads == 1 or one.by_units  # rows are shared without a word, which nothing beats
+    if serial and one.threads <= directions <= threads and directions > 1 and rows * weights * directions >= _ALONE:
+        return Division(1, False, beside=True)
+    return one
+
+
+def _divide_one(kernels: Kernels, weights: int, batch: int, rows: int, steps: int, threads: int) -> Division:
+    """Choose for one direction by itself."""
     if threads == 1 or rows * weights < _ALONE:
         return Division(1, False)
     few = rows < _FEW_ROWS * threads * steps

@@ -18,13 +18,15 @@ class Function:
 
     Attributes:
         slots: the names of its arguments, in order.
+        address: where it is.
         run: calls it with the address of an array of its arguments, each in 64 bits.
     """
 
     def __init__(self, name: str, slots: tuple[str, ...], code: Code) -> None:
         self._code, self.slots = code, slots  # the code lives as long as its function
+        self.address = code.address(name)
         # ctypes lets go of the interpreter's lock during the call.
-        self.run = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(code.address(name))
+        self.run = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.address)
 
     def entry(self, name: str) -> int:
         """The address of an entry of its code, all of which take the same arguments."""
@@ -47,14 +49,10 @@ class Kernels:
         self.dtype = dtype
         self._content = (graph.key, gates, states, vectors, dtype, variant)
         self._functions: dict[tuple[object, ...], Function] = {}
-        self._tilings: dict[tuple[int, int], Tiling] = {}
 
     def tiling(self, inputs: int, hidden: int) -> Tiling:
         """How a layer of these sizes is cut into tiles."""
-        found = self._tilings.get((inputs, hidden))
-        if found is None:
-            found = self._tilings[inputs, hidden] = make_tiling(self.plan, host(), self.dtype, inputs, hidden)
-        return found
+        return make_tiling(self.plan, host(), self.dtype, inputs, hidden)
 
     def forward(self, tiling: Tiling, *, save: bool) -> Function:
         """The forward pass; with ``save`` it keeps what the backward pass reads."""

@@ -67,11 +67,15 @@ class Pass:
         """The address of one of the kernel's entries, which take the address of its arguments."""
         return self._function.entry(name)
 
-    def run(self, *addresses: int) -> None:
-        """Run the kernel."""
+    def call(self, *addresses: int) -> tuple[int, ctypes.Array[ctypes.c_int64]]:
+        """The kernel's address and its arguments, for `together`."""
         arguments = self._copy(self._template)
         arguments[self._first :] = addresses  # of another number it would raise
-        self._function.run(arguments)
+        return self._function.address, arguments
+
+    def run(self, *addresses: int) -> None:
+        """Run the kernel."""
+        self._function.run(self.call(*addresses)[1])
 
 
 class Problem:
@@ -111,7 +115,7 @@ class Problem:
     ) -> None:
         self.kernels, self.plan = kernels, kernels.plan
         self.tiling = tiling = kernels.tiling(inputs, hidden)
-        self.inputs, self.hidden, self.batch, self.division = inputs, hidden, batch, division
+        self.inputs, self.hidden, self.batch, self.division, self.team = inputs, hidden, batch, division, team
         self.begun, self.steps = sizes[0], len(sizes)
         self._block_starts: list[np.ndarray] = []
         self._places, self._offsets = places.astype(np.int64, copy=False), np.zeros(self.steps + 1, np.int64)
