@@ -101,10 +101,10 @@ def _run(problems: Sequence[Problem], parts: Sequence[_Part[_Result]]) -> list[_
     """Run the kernels of all directions of a layer."""
     kernels = [next(part) for part in parts]
     if problems[0].division.beside:
-        run_together([kernel.call(*addresses) for kernel, addresses in kernels], problems[0].team)
+        run_together([(kernel.address, kernel.arguments(addresses)) for kernel, addresses in kernels], problems[0].team)
     else:
         for kernel, addresses in kernels:
-            kernel.run(*addresses)
+            kernel.run(addresses)
     return [_result_of(part) for part in parts]
 
 
@@ -141,9 +141,11 @@ def forward(
     Returns:
         Of each direction the outputs, the final states, and the memory that holds what `backward` reads.
     """
-    x, *rest = readable(tensors)
-    each = zip(problems, _each(problems, (x, *rest)), extras, memories or [None] * len(problems), strict=True)
-    return _run(problems, [_forward(problem, x, own, added, save, memory) for problem, own, added, memory in each])
+    found = readable(tensors)
+    each = zip(problems, _each(problems, found), extras, memories or [None] * len(problems), strict=True)
+    return _run(
+        problems, [_forward(problem, found[0], own, added, save, memory) for problem, own, added, memory in each]
+    )
 
 
 def _forward(
@@ -204,19 +206,18 @@ def backward(
         needed: of which tensors.
         grads: those of the outputs and the final states of the first direction, then of the next.
     """
-    x, *rest = readable(tensors)
-    count = len(grads) // len(problems)
+    found, count = readable(tensors), len(grads) // len(problems)
+    leaving = [grads[first : first + count] for first in range(0, len(grads), count)]
+    each = zip(problems, memories, _each(problems, found), extras, _each(problems, needed), leaving, strict=True)
     parts = [
-        _backward(problem, memory, x, own, added, [needed[0], *wanted], grads[place * count : (place + 1) * count])
-        for place, (problem, memory, own, added, wanted) in enumerate(
-            zip(problems, memories, _each(problems, (x, *rest)), extras, _each(problems, needed), strict=True)
-        )
+        _backward(problem, memory, found[0], own, added, [needed[0], *wanted], its)
+        for problem, memory, own, added, wanted, its in each
     ]
-    (dx, *found), *others = _run(problems, parts)
+    (dx, *result), *others = _run(problems, parts)
     for its_dx, *its in others:
         dx = None if dx is None else dx + its_dx
-        found += its
-    return [dx, *found]
+        result += its
+    return [dx, *result]
 
 
 def _backward(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -30,15 +31,14 @@ def check_readable(cell: Cell, x: torch.Tensor, own: Sequence[Any], extras: Extr
     Raises:
         InputError: a parameter, or what the call adds, has another shape, dtype or device than the layer needs.
     """
-    gates = len(cell.gates) * hidden
-    wanted = [(gates, x.shape[-1]), (gates, hidden), (gates,), (gates,)]
-    wanted += [(1, batch, hidden)] * len(cell.states) + [(hidden,)] * len(cell.vectors)
+    dtype, device = x.dtype, x.device
+    wanted = _shapes(len(cell.gates) * hidden, x.shape[-1], hidden, batch, len(cell.states), len(cell.vectors))
     for place, (tensor, shape) in enumerate(zip(own, wanted, strict=True)):
         if tensor is None:
             continue
-        if tensor.shape != shape or tensor.dtype != x.dtype or tensor.device != x.device:
+        if tensor.shape != shape or tensor.dtype != dtype or tensor.device != device:
             names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", *cell.states, *cell.vectors)
-            raise _misfit(names[place], tensor, f"{shape}, {x.dtype} on {x.device}")
+            raise _misfit(names[place], tensor, f"{shape}, {dtype} on {device}")
     if extras is PLAIN:
         return
     added = [
@@ -49,6 +49,13 @@ def check_readable(cell: Cell, x: torch.Tensor, own: Sequence[Any], extras: Extr
     for name, tensor, shapes, dtype in added:
         if tensor is not None and (tensor.shape not in shapes or tensor.dtype != dtype or tensor.device != x.device):
             raise _misfit(name, tensor, f"{shapes[0]}, {dtype} on {x.device}")
+
+
+@lru_cache(maxsize=128)
+def _shapes(gates: int, inputs: int, hidden: int, batch: int, states: int, vectors: int) -> list[tuple[int, ...]]:
+    """Of the four parameters, the initial states and the vectors."""
+    of_parameters = [(gates, inputs), (gates, hidden), (gates,), (gates,)]
+    return [*of_parameters, *[(1, batch, hidden)] * states, *[(hidden,)] * vectors]
 
 
 def _misfit(name: str, tensor: torch.Tensor, expected: str) -> InputError:

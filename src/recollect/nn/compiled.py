@@ -62,15 +62,20 @@ def run(
 _FLAGS = ("bidirectional", "batch_first", "bias", "projected", "dropout", "recurrent_dropout", "zoneout", "all_states")
 
 
+# Of the operators' results. A compiler keeps on disk what it made of a graph, and looks at the graph only to see
+# whether that still holds: this number makes it another one.
+_FORMAT = 2
+
+
 def _layout(stack: Stack) -> list[int]:
     """A stack without its cell, as an operator can be given it."""
-    return [stack.num_layers, *(int(getattr(stack, name)) for name in _FLAGS)]
+    return [_FORMAT, stack.num_layers, *(int(getattr(stack, name)) for name in _FLAGS)]
 
 
 @lru_cache(maxsize=256)
 def _stack(text: str, layout: tuple[int, ...]) -> Stack:
-    flags = dict(zip(_FLAGS, map(bool, layout[1:]), strict=True))
-    return Stack(Cell.from_text(text), num_layers=layout[0], **flags)
+    _, num_layers, *values = layout
+    return Stack(Cell.from_text(text), num_layers=num_layers, **dict(zip(_FLAGS, map(bool, values), strict=True)))
 
 
 def _count_outputs(stack: Stack, states: Sequence[Tensor]) -> int:

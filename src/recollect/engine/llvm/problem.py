@@ -67,15 +67,20 @@ class Pass:
         """The address of one of the kernel's entries, which take the address of its arguments."""
         return self._function.entry(name)
 
-    def call(self, *addresses: int) -> tuple[int, ctypes.Array[ctypes.c_int64]]:
-        """The kernel's address and its arguments, for `together`."""
+    @property
+    def address(self) -> int:
+        """The kernel's."""
+        return self._function.address
+
+    def arguments(self, addresses: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
+        """The kernel's arguments."""
         arguments = self._copy(self._template)
         arguments[self._first :] = addresses  # of another number it would raise
-        return self._function.address, arguments
+        return arguments
 
-    def run(self, *addresses: int) -> None:
+    def run(self, addresses: Sequence[int]) -> None:
         """Run the kernel."""
-        self._function.run(self.call(*addresses)[1])
+        self._function.run(self.arguments(addresses))
 
 
 class Problem:

@@ -48,7 +48,7 @@ def run_together(calls: Sequence[Call], team: Team) -> None:
         team: where their threads come from.
     """
     table = np.array([(address, ctypes.addressof(arguments)) for address, arguments in calls], np.int64)
-    _kernel(len(calls), team).run(table.ctypes.data)
+    _kernel(len(calls), team).run([table.ctypes.data])
 
 
 @lru_cache(maxsize=16)
