@@ -99,6 +99,10 @@ _Part = Generator["tuple[Pass, Sequence[int]]", None, _Result]
 
 def _run(problems: Sequence[Problem], parts: Sequence[_Part[_Result]]) -> list[_Result]:
     """Run the kernels of all directions of a layer."""
+    if len(parts) == 1:
+        kernel, addresses = next(parts[0])
+        kernel.run(addresses)
+        return [_result_of(parts[0])]
     kernels = [next(part) for part in parts]
     if problems[0].division.beside:
         run_together([(kernel.address, kernel.arguments(addresses)) for kernel, addresses in kernels], problems[0].team)
@@ -142,6 +146,9 @@ def forward(
         Of each direction the outputs, the final states, and the memory that holds what `backward` reads.
     """
     found = readable(tensors)
+    if len(problems) == 1:  # most calls by far
+        only = _forward(problems[0], found[0], found[1:], extras[0], save, memories[0] if memories else None)
+        return _run(problems, [only])
     each = zip(problems, _each(problems, found), extras, memories or [None] * len(problems), strict=True)
     return _run(
         problems, [_forward(problem, found[0], own, added, save, memory) for problem, own, added, memory in each]
