@@ -85,6 +85,9 @@ def _write_pack(kernel: Kernel, plan: Plan) -> Emitter:
                         pack_units, e.at(source, hidden * gate * count), e.at(target, position * block + offset),
                         unit_block * block + offset, hidden, count, row_length,
                     )  # fmt: skip
+        # Biases: [group][accumulator][unit], as the sums lie.
+        group = unit_block // tiling.group_blocks
+        which = unit_block - group * tiling.group_blocks
         for place, name in enumerate(plan.accumulators):
             kind, _, gate_name = name.partition(".")
             gate = plan.gates.index(gate_name)
@@ -97,7 +100,7 @@ def _write_pack(kernel: Kernel, plan: Plan) -> Emitter:
                         with e.when(kernel.slot(e, bias).compare("!=", 0)):
                             found = e.load_masked(e.mask(hidden - unit), pointer, hidden * gate + unit)
                             total.set(total.get() + found)
-                offset = (unit_block * len(plan.accumulators) + place) * block + part * e.lanes
+                offset = (group * len(plan.accumulators) + place) * tiling.group + which * block + part * e.lanes
                 e.store(total.get(), packed_bias, offset)
     pack_vectors(e, kernel, plan)
     e.builder.ret_void()
@@ -136,14 +139,16 @@ def _write_pack_units(kernel: Kernel) -> ir.Function:
 
 
 def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
-    tiling, block = kernel.tiling, kernel.tiling.block
+    tiling, block, group = kernel.tiling, kernel.tiling.block, kernel.tiling.group
     parts, count = tiling.unit_vectors, len(plan.accumulators)
     (first_x, last_x), (first_h, last_h) = plan.input_range, plan.recurrent_range
     runs = [Run(first_x * parts, last_x * parts, placed=True), Run(first_h * parts, last_h * parts)]
-    tile = Tile(kernel, "tile", count * parts, runs)
+    columns = [place * group + part * tiling.lanes for place in range(count) for part in range(parts)]
+    tile = Tile(kernel, "tile", count * parts, runs, columns=columns)
 
     e = kernel.stage("steps")
-    target = VectorTarget(e)
+    wide = e.wide(parts * tiling.group_blocks)  # a vector of all units of a group
+    target = VectorTarget(wide)
     hidden, width, inputs, batch = (kernel.slot(e, name) for name in ("hidden", "width", "inputs", "batch"))
     keep = kernel.slot(e, "keep").compare("!=", 0)
     x, saved, places = (kernel.pointer(e, name) for name in ("x", "saved", "places"))
@@ -154,11 +159,10 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
     )
     results_at = {state: kernel.pointer(e, f"y.{state}") for state in plan.outputs}
     before, panel = _panel(kernel, e, plan)
-    sums = e.scratch(SLAB * tile.rows * count * parts)
-    mids = e.scratch(SLAB * tile.rows * parts * plan.waves.mids)
-    sums_stride, none = e.integer(count * block), e.integer(0)
+    sums, mids = (wide.scratch(SLAB * tile.rows * each) for each in (count, plan.waves.mids))
+    sums_stride, none = e.integer(count * group), e.integer(0)
     share, piece = Share(e, kernel), kernel.slot(e, "piece")
-    first_block, last_block = share.of_units(width // block)
+    first_group, last_group = share.of_units(width // group)
 
     backward_in_time = kernel.slot(e, "backward_in_time").compare("!=", 0)
     with walk(e, kernel, 0, kernel.slot(e, "steps"), descending=backward_in_time) as step:
@@ -190,11 +194,17 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
             ):
                 start_row(row)
 
-        with share.slabs(e) as slab, e.loop(first_block, last_block) as unit_block:
-            units = unit_block * block
-            weights, biases = e.at(packed, unit_block * panel), e.at(bias, unit_block * (count * block))
-            with pieces(e, inputs + hidden, piece) as (begin, end), slab.rows(e, step.active) as (which, start, rows):
-                out = (e.at(sums, which * (tile.rows * count * block)), sums_stride)
+        with share.slabs(e) as slab, e.loop(first_group, last_group) as which_group:
+            units = which_group * group
+            with (
+                e.loop(0, tiling.group_blocks) as unit_block,
+                e.when(units + unit_block * block < hidden),
+                pieces(e, inputs + hidden, piece) as (begin, end),
+                slab.rows(e, step.active) as (which, start, rows),
+            ):
+                weights = e.at(packed, (which_group * tiling.group_blocks + unit_block) * panel)
+                out = (e.at(sums, which * (tile.rows * count * group) + unit_block * block), sums_stride)
+                biases = e.at(bias, which_group * (count * group) + unit_block * block)
                 is_first = begin.compare("==", 0)
                 init = (e.choose(is_first, biases, out[0]), e.choose(is_first, none, out[1]))
                 x_from, x_end = e.least(begin, inputs), e.least(end, inputs)
@@ -207,36 +217,34 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
                      e.at(weights, before + h_from * (len(plan.recurrent_gates) * block))),
                     places=e.integer_at(places, step.row + start),
                 )  # fmt: skip
-            masks = [e.mask(hidden - units - part * e.lanes) for part in range(parts)]
+            mask = wide.mask(hidden - units)
             for wave in plan.waves.graphs:
                 with slab.rows(e, step.active) as (which, start, rows), e.loop(0, rows) as offset:
                     row, number = start + offset, which * tile.rows + offset
                     place = e.load_integer(places, step.row + row)
-                    for part, mask in enumerate(masks):
-                        unit = units + part * e.lanes
-                        own_sums = e.at(sums, number * (count * block) + part * e.lanes)
-                        own_mids = e.at(mids, (number * parts + part) * (plan.waves.mids * e.lanes))
-                        # What a wave does not read, LLVM does not load.
-                        leaves = {name: e.load(own_sums, at * block) for at, name in enumerate(plan.accumulators)}
-                        for name in plan.states:
-                            leaves[f"prev.{name}"] = e.load(states[name], (row_in + row) * width + unit)
-                        for at, name in enumerate(plan.vectors):
-                            leaves[f"vec.{name}"] = e.load(vectors, width * at + unit)
-                        for at in range(plan.waves.mids):
-                            leaves[f"mid.{at}"] = e.load(own_mids, at * e.lanes)
-                        leaves |= load_given(e, kernel, plan, place, row, unit, mask)
-                        for name, result in wave.evaluate(leaves, target).items():
-                            kind, _, of = name.partition(".")
-                            if kind == "mid":
-                                e.store(result, own_mids, int(of) * e.lanes)
-                            elif kind == "saved" and save:
-                                e.store(result, saved, ((step.row + row) * plan.saved + int(of)) * width + unit)
-                            elif kind == "next":
-                                next_at = e.at(states[of], (row_out + row) * width + unit)
-                                final_at = e.at(final[of], row * width + unit)
-                                e.store(result, e.choose(row < step.active_next, next_at, final_at))
-                                if of in results_at:
-                                    e.store_masked(result, mask, results_at[of], place * hidden + unit)
+                    own_sums = e.at(sums, number * (count * group))
+                    own_mids = e.at(mids, number * (plan.waves.mids * group))
+                    # What a wave does not read, LLVM does not load.
+                    leaves = {name: wide.load(own_sums, at * group) for at, name in enumerate(plan.accumulators)}
+                    for name in plan.states:
+                        leaves[f"prev.{name}"] = wide.load(states[name], (row_in + row) * width + units)
+                    for at, name in enumerate(plan.vectors):
+                        leaves[f"vec.{name}"] = wide.load(vectors, width * at + units)
+                    for at in range(plan.waves.mids):
+                        leaves[f"mid.{at}"] = wide.load(own_mids, at * group)
+                    leaves |= load_given(wide, kernel, plan, place, row, units, mask)
+                    for name, result in wave.evaluate(leaves, target).items():
+                        kind, _, of = name.partition(".")
+                        if kind == "mid":
+                            wide.store(result, own_mids, int(of) * group)
+                        elif kind == "saved" and save:
+                            wide.store(result, saved, ((step.row + row) * plan.saved + int(of)) * width + units)
+                        elif kind == "next":
+                            next_at = e.at(states[of], (row_out + row) * width + units)
+                            final_at = e.at(final[of], row * width + units)
+                            wide.store(result, e.choose(row < step.active_next, next_at, final_at))
+                            if of in results_at:
+                                wide.store_masked(result, mask, results_at[of], place * hidden + units)
         with e.when(share.by_units):
             kernel.barrier(e)
     clear_padding(e, kernel, list(results_at.values()), hidden)

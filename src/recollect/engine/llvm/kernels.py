@@ -56,7 +56,7 @@ class Kernels:
 
     def forward(self, tiling: Tiling, *, save: bool) -> Function:
         """The forward pass; with ``save`` it keeps what the backward pass reads."""
-        return self._get(("forward", save, tiling.unit_vectors), tiling)
+        return self._get(("forward", save, tiling.unit_vectors, tiling.group_blocks), tiling)
 
     def backward(self, tiling: Tiling) -> Function:
         """The backward pass."""

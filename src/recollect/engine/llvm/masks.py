@@ -36,7 +36,7 @@ _ALONE = 1 << 16  # numbers that are drawn in about the time that it takes to wa
 
 def write(dtype: str) -> Kernel:
     """Write the kernel, the same for every machine."""
-    kernel = Kernel(Tiling(dtype, _LANES, 0, 0, 0, 0, "", ""), ARGUMENTS)  # there are no tiles here
+    kernel = Kernel(Tiling(dtype, _LANES, 0, 0, 0, 0, 0, "", ""), ARGUMENTS)  # there are no tiles here
     draw = _write_draw(kernel)
     e = kernel.entry("masks")
     few = kernel.slot(e, "count") < _ALONE

@@ -36,6 +36,7 @@ class Tile:
         runs: the products.
         masked: ``init`` and ``out`` are only as wide as told.
         placed: row r of ``init`` and ``out`` is at its place in a table.
+        columns: where in a row of ``init`` and ``out`` each vector is; one after the other if None.
     """
 
     def __init__(
@@ -47,8 +48,10 @@ class Tile:
         *,
         masked: bool = False,
         placed: bool = False,
+        columns: Sequence[int] | None = None,
     ) -> None:
         self.rows, self.vectors, self.masked, self.placed = kernel.tiling.rows(vectors), vectors, masked, placed
+        self._columns = columns or [v * kernel.tiling.lanes for v in range(vectors)]
         # out, its stride, init, its stride, columns, the table of places; per run: a, its stride, k, w.
         types = [POINTER, I64, POINTER, I64, I64, POINTER] + [POINTER, I64, I64, POINTER] * len(runs)
         self._functions = [
@@ -68,7 +71,7 @@ class Tile:
 
         total: dict[tuple[int, int], Variable] = {}
         for r, v in grid:
-            at = init_stride * places[r] + v * e.lanes
+            at = init_stride * places[r] + self._columns[v]
             value = e.load_masked(masks[v], init, at) if self.masked else e.load(init, at)
             total[r, v] = e.variable(e.vector, value)
         for index, run in enumerate(runs):
@@ -93,7 +96,7 @@ class Tile:
                     total[r, v].set(e.fma(numbers[r], vectors[v], total[r, v].get()))
 
         for r, v in grid:
-            at = out_stride * places[r] + v * e.lanes
+            at = out_stride * places[r] + self._columns[v]
             if self.masked:
                 e.store_masked(total[r, v].get(), masks[v], out, at)
             else:

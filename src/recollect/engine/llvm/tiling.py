@@ -9,6 +9,8 @@ from recollect.engine.llvm.values import SIZE
 from recollect.engine.plan import Plan
 
 WIDE = 4  # vectors side by side in a tile, where the matrix is that wide
+import os
+GROUP = int(os.environ.get("GROUP", 4))  # vectors of units whose equations are evaluated together, where there are so many
 _PIECE_BYTES = 1 << 15
 
 
@@ -17,13 +19,15 @@ class Tiling:
     """How a plan is cut into tiles on a machine, for one dtype.
 
     A *unit block* is ``unit_vectors`` vectors of hidden units; a tile of the forward pass holds all
-    accumulators of one unit block for some batch rows in registers. The products of the backward pass are
-    cut into panels of ``wide`` vectors.
+    accumulators of one unit block for some batch rows in registers. A *group* is ``group_blocks`` of them side by
+    side, whose equations are evaluated together: each is a chain of instructions in which one waits for the other, so
+    a processor needs several. The products of the backward pass are cut into panels of ``wide`` vectors.
 
     Attributes:
         dtype, lanes: numbers and how many of them are in a vector.
         registers: accumulators that fit into registers.
         unit_vectors: vectors in a unit block.
+        group_blocks: unit blocks in a group.
         hidden_wide, input_wide: vectors in a panel of H and of I columns.
         pause: what a waiting thread calls to leave the core's resources to others, by LLVM's name; or empty.
         mode_register: the machine's.
@@ -33,6 +37,7 @@ class Tiling:
     lanes: int
     registers: int
     unit_vectors: int
+    group_blocks: int
     hidden_wide: int
     input_wide: int
     pause: str
@@ -43,6 +48,11 @@ class Tiling:
         """Units in a unit block."""
         return self.unit_vectors * self.lanes
 
+    @property
+    def group(self) -> int:
+        """Units in a group."""
+        return self.group_blocks * self.block
+
     def rows(self, vectors: int) -> int:
         """The tallest tile of so many vectors."""
         return max(1, min(8, self.registers // vectors))
@@ -52,8 +62,8 @@ class Tiling:
         return _PIECE_BYTES // (vectors * self.lanes * SIZE[self.dtype])
 
     def width(self, hidden: int) -> int:
-        """H rounded up to whole unit blocks: the row length of states and saved values."""
-        return round_up(hidden, self.block)
+        """H rounded up to whole groups: the row length of states and saved values."""
+        return round_up(hidden, self.group)
 
 
 def round_up(count: int, unit: int) -> int:
@@ -65,17 +75,20 @@ def make_tiling(plan: Plan, machine: Machine, dtype: str, inputs: int, hidden: i
     """Choose tiles: about four vectors wide, and as many rows as registers allow."""
     lanes = machine.lanes(dtype)
 
-    def panel(count: int) -> int:
-        vectors = round_up(count, lanes) // lanes
-        return min(range(min(WIDE, vectors), 0, -1), key=lambda wide: round_up(vectors, wide))
+    def fitting(most: int, count: int, size: int) -> int:
+        """How many pieces of that size side by side leave the least room unused."""
+        pieces = round_up(count, size) // size
+        return min(range(min(most, pieces), 0, -1), key=lambda wide: round_up(pieces, wide))
 
+    unit_vectors = max(1, min(WIDE // len(plan.accumulators), round_up(hidden, lanes) // lanes))
     return Tiling(
         dtype=dtype,
         lanes=lanes,
         registers=machine.accumulators,
-        unit_vectors=max(1, min(WIDE // len(plan.accumulators), round_up(hidden, lanes) // lanes)),
-        hidden_wide=panel(hidden),
-        input_wide=panel(inputs),
+        unit_vectors=unit_vectors,
+        group_blocks=fitting(max(1, GROUP // unit_vectors), hidden, unit_vectors * lanes),
+        hidden_wide=fitting(WIDE, hidden, lanes),
+        input_wide=fitting(WIDE, inputs, lanes),
         pause=machine.pause,
         mode_register=machine.mode_register,
     )

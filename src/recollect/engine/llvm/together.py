@@ -26,7 +26,7 @@ Call = tuple[int, "ctypes.Array[ctypes.c_int64]"]
 
 def write() -> Kernel:
     """Write the kernel that calls the others."""
-    kernel = Kernel(Tiling("float32", 1, 0, 0, 0, 0, "", ""), _ARGUMENTS)  # it has no numbers of its own
+    kernel = Kernel(Tiling("float32", 1, 0, 0, 0, 0, 0, "", ""), _ARGUMENTS)  # it has no numbers of its own
     e = kernel.stage("calls")
     table, thread, threads = kernel.pointer(e, "table"), e.arguments[1], e.arguments[2]
     with e.loop(thread, kernel.slot(e, "blocks"), threads) as call:

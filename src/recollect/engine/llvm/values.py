@@ -8,6 +8,7 @@ is the unroller.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -136,8 +137,17 @@ class Emitter:
         self.vector = ir.VectorType(self.element, lanes)
         self.bits = ir.VectorType(_BITS[dtype], lanes)
         self.size = SIZE[dtype]
+        # To store through a mask costs no more than to store with AVX-512, whose vectors have 64 bytes.
+        self._masks_are_free = lanes * self.size == 64
         self.builder = ir.IRBuilder(function.append_basic_block("entry"))
         self.arguments = [Value(self.builder, argument) for argument in function.args]
+
+    def wide(self, count: int) -> Emitter:
+        """This emitter for vectors ``count`` times as long, which LLVM divides among registers, side by side."""
+        made = copy.copy(self)
+        made.lanes = self.lanes * count
+        made.vector, made.bits = ir.VectorType(self.element, made.lanes), ir.VectorType(_BITS[self.dtype], made.lanes)
+        return made
 
     # Integers and control flow -------------------------------------------------------------------
 
@@ -277,15 +287,10 @@ class Emitter:
         """The integers 0, 1, 2, ... in the lanes."""
         return Value(self.builder, ir.Constant(ir.VectorType(I64, self.lanes), list(range(self.lanes))))
 
-    @property
-    def masks_are_free(self) -> bool:
-        """Whether to store through a mask costs no more than to store: with AVX-512 (vectors of 64 bytes)."""
-        return self.lanes * self.size == 64
-
     def store_masked(self, value: Value, mask: Mask, pointer: Value, offset: Value | int) -> None:
         """Store the lanes where ``mask`` holds; the others' memory is not touched."""
         place = self.at(pointer, offset)
-        if self.masks_are_free:
+        if self._masks_are_free:
             self._masked("store", VOID, [value.ir, place.ir, mask.ir])
             return
         # AVX2's masked store takes a dozen cycles, and most vectors are whole.
