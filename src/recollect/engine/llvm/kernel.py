@@ -14,11 +14,12 @@ from recollect.engine.llvm.values import I64, POINTER, VOID, Emitter, Value
 from recollect.engine.plan import Plan
 
 # Slots that every kernel begins with: the team, and the layout of the rows. ``offsets`` [T + 1] says where the
-# rows of each step begin, ``block_starts`` [blocks + 1] where blocks of batch rows do, which are dealt to the threads.
+# rows of each step begin, ``block_rows`` [blocks][2] where blocks of batch rows do and end; each thread has some blocks
+# that follow each other in that table.
 # ``places`` [all rows] says where each row stands in the caller's tensors; those past the first ``rows`` are padding.
 COMMON = (
     "threads", "parallel", "thread_num", "num_threads", "yield_thread", "meeting",
-    "steps", "batch", "inputs", "hidden", "width", "blocks", "block_starts", "by_units", "backward_in_time", "offsets",
+    "steps", "batch", "inputs", "hidden", "width", "blocks", "block_rows", "by_units", "backward_in_time", "offsets",
     "places", "rows", "all_rows",
 )  # fmt: skip
 _MANY_WEIGHTS = 1 << 18  # copied in about the time that it takes to wake a thread on a busy machine
@@ -205,7 +206,11 @@ class Share:
             e.choose(self.by_units, thread, zero),
             e.choose(self.by_units, threads, one),
         )
-        self._blocks, self._starts = kernel.slot(e, "blocks"), kernel.pointer(e, "block_starts")
+        blocks = kernel.slot(e, "blocks")
+        each = (blocks + self._row_threads - 1) // self._row_threads
+        self._first = e.least(self._row_thread * each, blocks)
+        self._count = e.least(self._first + each, blocks) - self._first
+        self._table = kernel.pointer(e, "block_rows")
 
     def of_units(self, count: Value) -> tuple[Value, Value]:
         """The range of ``count`` groups of units that is this thread's: neighbours, which share cache lines."""
@@ -214,29 +219,20 @@ class Share:
 
     @contextmanager
     def rows(self, e: Emitter, active: Value) -> Iterator[tuple[Value, Value]]:
-        """``for (first row, rows) in the blocks of rows that are this thread's``.
-
-        Blocks are dealt out in turn, and every other time in the opposite order (0 1 1 0 0 1 for two threads), so that
-        with rows sorted by length each thread gets as many long ones and short ones.
-        """
-        with e.loop(0, self._rounds(e)) as turn:
-            yield self._rows(e, turn, active)
+        """``for (first row, rows) in the blocks of rows that are this thread's``."""
+        with e.loop(0, self._count) as block:
+            yield self._rows(e, block, active)
 
     @contextmanager
     def slabs(self, e: Emitter) -> Iterator[Slab]:
         """The same blocks, a slab of them at a time."""
-        rounds = self._rounds(e)
-        with e.loop(0, rounds, SLAB) as first:
-            yield Slab(self, first, e.least(rounds - first, e.integer(SLAB)))
+        with e.loop(0, self._count, SLAB) as first:
+            yield Slab(self, first, e.least(self._count - first, e.integer(SLAB)))
 
-    def _rounds(self, e: Emitter) -> Value:
-        return (self._blocks + self._row_threads - 1) // self._row_threads
-
-    def _rows(self, e: Emitter, turn: Value, active: Value) -> tuple[Value, Value]:
-        own, last = self._row_thread, self._row_threads - 1
-        block = turn * self._row_threads + e.choose((turn & 1).compare("==", 0), own, last - own)
-        start, end = (e.load_integer(self._starts, e.least(at, self._blocks)) for at in (block, block + 1))
-        return start, e.least(end, active) - start
+    def _rows(self, e: Emitter, block: Value, active: Value) -> tuple[Value, Value]:
+        at = (self._first + block) * 2
+        start = e.load_integer(self._table, at)
+        return start, e.least(e.load_integer(self._table, at + 1), active) - start
 
 
 @dataclass(frozen=True)

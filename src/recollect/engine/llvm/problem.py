@@ -122,7 +122,7 @@ class Problem:
         self.tiling = tiling = kernels.tiling(inputs, hidden)
         self.inputs, self.hidden, self.batch, self.division, self.team = inputs, hidden, batch, division, team
         self.begun, self.steps = sizes[0], len(sizes)
-        self._block_starts: list[np.ndarray] = []
+        self._block_rows: list[np.ndarray] = []
         self._places, self._offsets = places.astype(np.int64, copy=False), np.zeros(self.steps + 1, np.int64)
         np.cumsum(sizes, out=self._offsets[1:])
         self.rows = int(self._offsets[-1])
@@ -143,10 +143,19 @@ class Problem:
     def _blocks(self, tile_rows: int) -> dict[str, int]:
         """Blocks of batch rows: as many as tiles need, and as many for each thread."""
         whole = round_up(self.batch, tile_rows) // tile_rows
-        count = round_up(whole, self.division.row_threads)
+        threads = self.division.row_threads
+        count = round_up(whole, threads)
         starts = np.arange(count + 1, dtype=np.int64) * self.batch // count
-        self._block_starts.append(starts)  # the kernel's arguments point to it
-        return {"blocks": count, "block_starts": starts.ctypes.data}
+        rows = np.stack([starts[:-1], starts[1:]], axis=1)
+        if self.rows < self.steps * self.batch:
+            # Rows end one after the other: blocks are dealt out in turn, and every other time in the opposite order
+            # (0 1 1 0 0 1), so that each thread gets as many long ones and short ones. Neighbours are better otherwise:
+            # a core that reads ahead then seldom takes what another one writes.
+            deal = np.arange(count).reshape(-1, threads)
+            deal[1::2] = deal[1::2, ::-1].copy()
+            rows = rows[deal.T.ravel()]
+        self._block_rows.append(rows)  # the kernel's arguments point to it
+        return {"blocks": count, "block_rows": rows.ctypes.data}
 
     @property
     def bytes_per_step(self) -> int:
