@@ -160,8 +160,7 @@ class _Layer(torch.autograd.Function):
             ctx.memories = [memory for _, _, memory in found]
             return tuple(each for outputs, final, _ in found for each in (*outputs, *final))
         ctx.memories = [
-            Buffer(each.memory.dtype, problem.train.parts, each.memory)
-            for each, problem in zip(kept, problems, strict=True)
+            Buffer(each.memory.dtype, problem.kept, each.memory) for each, problem in zip(kept, problems, strict=True)
         ]
         return tuple(each.detach() for outputs, final, _ in kept for each in (*outputs, *final))
 

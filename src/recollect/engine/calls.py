@@ -133,7 +133,7 @@ def forward(
     *,
     save: bool,
     memories: Sequence[torch.Tensor | None] | None = None,
-) -> list[tuple[list[torch.Tensor], list[torch.Tensor], Buffer]]:
+) -> list[tuple[list[torch.Tensor], list[torch.Tensor], Buffer | None]]:
     """Run the forward kernels of a layer.
 
     Args:
@@ -143,7 +143,7 @@ def forward(
         memories: where each direction keeps it, if not in memory of ours.
 
     Returns:
-        Of each direction the outputs, the final states, and the memory that holds what `backward` reads.
+        Of each direction the outputs, the final states, and with ``save`` the memory that holds what `backward` reads.
     """
     found = readable(tensors)
     if len(problems) == 1:  # most calls by far
@@ -157,7 +157,7 @@ def forward(
 
 def _forward(
     problem: Problem, x: torch.Tensor, own: Sequence[Any], extras: Extras, save: bool, memory: torch.Tensor | None
-) -> _Part[tuple[list[torch.Tensor], list[torch.Tensor], Buffer]]:
+) -> _Part[tuple[list[torch.Tensor], list[torch.Tensor], Buffer | None]]:
     weight_ih, weight_hh, bias_ih, bias_hh, *rest = own
     plan, batch, hidden, width = problem.plan, problem.batch, problem.hidden, problem.width
     count = len(rest) - len(plan.vectors)
@@ -171,7 +171,8 @@ def _forward(
     final = [x.new_empty((1, batch, width)) for _ in plan.states]
     given, alive = _given(problem, extras)
     kernel = problem.train if save else problem.infer
-    buffer = Buffer(x.dtype, kernel.parts, memory)
+    scratch = Buffer(x.dtype, kernel.parts)
+    kept = Buffer(x.dtype, problem.kept, memory) if save else None
     yield (
         kernel,
         (
@@ -180,7 +181,8 @@ def _forward(
             weight_hh.data_ptr(),
             0 if bias_ih is None else bias_ih.data_ptr(),
             0 if bias_hh is None else bias_hh.data_ptr(),
-            *buffer.addresses,
+            *scratch.addresses,
+            *(kept.addresses if kept else [0] * (len(plan.states) + 1)),
             *[each.data_ptr() for each in outputs],
             *starts,
             *[each.data_ptr() for each in final],
@@ -188,18 +190,18 @@ def _forward(
             *given,
         ),
     )
-    del final[count:], alive
+    del final[count:], alive, scratch
     if width != hidden:
         final = [each[:, :, :hidden].contiguous() for each in final]
     if problem.begun < batch:  # rows of length 0
         for each, start in zip(final, initial, strict=False):
             each[:, problem.begun :] = 0 if start is None else start[:, problem.begun :]
-    return outputs, final, buffer
+    return outputs, final, kept
 
 
 def backward(
     problems: Sequence[Problem],
-    memories: Sequence[Buffer],
+    memories: Sequence[Any],
     tensors: Sequence[Any],
     extras: Sequence[Extras],
     needed: Sequence[bool],
@@ -262,7 +264,7 @@ def _backward(
             0 if dw_ih is None else dw_ih.data_ptr(),
             0 if dw_hh is None else dw_hh.data_ptr(),
             sums.data_ptr(),
-            *memory.addresses[3:],
+            *memory.addresses,
             *[each.data_ptr() for each in doutputs],
             *[0 if each is zeros else hidden for each in doutputs],
             *[each.data_ptr() for each in dstates],

@@ -11,8 +11,9 @@
                     new states, printed from the cell's graph; store
         where threads share rows, and each has units of its own: wait for each other
 
-States live in buffers of rows padded to whole unit blocks. In training each step has rows of its own
-(``keep``), which the backward pass reads as the previous states; otherwise two sets of rows take turns.
+States live in two sets of rows, padded to whole groups, which take turns. The rows of different threads lie ``apart``:
+where one thread's rows followed on another's, the processor, which reads ahead, would take from one core what the other
+is writing. What the backward pass reads is kept elsewhere: the states that enter each step, and ``plan.saved``.
 A row that ends goes to ``final`` instead of the next step's rows. x and y are left where the caller has them: a table
 (``places``) says where a step's rows stand there, and what is padding. Where the states have ``begun``, they lie in the
 first step's rows already, and nothing is read from ``initial``.
@@ -34,7 +35,8 @@ def addresses(plan: Plan) -> tuple[str, ...]:
     """The argument slots that come last: addresses, and what the call gives."""
     return (
         "x", "w_ih", "w_hh", "b_ih", "b_hh", "packed_vectors", "packed_bias", "packed",
-        *(f"states.{state}" for state in plan.states), "saved", *(f"y.{state}" for state in plan.outputs),
+        *(f"{kind}.{state}" for kind in ("states", "kept") for state in plan.states), "saved",
+        *(f"y.{state}" for state in plan.outputs),
         *(f"{kind}.{state}" for kind in ("initial", "final") for state in plan.states),
         *(f"vector.{name}" for name in plan.vectors), *given_slots(plan),
     )  # fmt: skip
@@ -42,7 +44,7 @@ def addresses(plan: Plan) -> tuple[str, ...]:
 
 def write(plan: Plan, tiling: Tiling, *, save: bool) -> Kernel:
     """Write the kernel; ``save`` keeps what the backward pass needs."""
-    kernel = Kernel(tiling, ("keep", "begun", "piece", *addresses(plan)))
+    kernel = Kernel(tiling, ("apart", "begun", "piece", *addresses(plan)))
     pack, steps = _write_pack(kernel, plan), _write_steps(kernel, plan, save=save)
     e = kernel.entry("forward")
     # Its two halves can be called alone: whoever goes on step by step packs once.
@@ -150,12 +152,11 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
     wide = e.wide(parts * tiling.group_blocks)  # a vector of all units of a group
     target = VectorTarget(wide)
     hidden, width, inputs, batch = (kernel.slot(e, name) for name in ("hidden", "width", "inputs", "batch"))
-    keep = kernel.slot(e, "keep").compare("!=", 0)
     x, saved, places = (kernel.pointer(e, name) for name in ("x", "saved", "places"))
     packed, bias, vectors = (kernel.pointer(e, name) for name in ("packed", "packed_bias", "packed_vectors"))
-    initial, states, final = (
+    initial, states, kept, final = (
         {state: kernel.pointer(e, f"{kind}.{state}") for state in plan.states}
-        for kind in ("initial", "states", "final")
+        for kind in ("initial", "states", "kept", "final")
     )
     results_at = {state: kernel.pointer(e, f"y.{state}") for state in plan.outputs}
     before, panel = _panel(kernel, e, plan)
@@ -163,12 +164,13 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
     sums_stride, none = e.integer(count * group), e.integer(0)
     share, piece = Share(e, kernel), kernel.slot(e, "piece")
     first_group, last_group = share.of_units(width // group)
+    apart = kernel.slot(e, "apart")
+    first_of_thread, rows_of_set = share.row_thread * apart, batch + share.row_threads * apart
 
     backward_in_time = kernel.slot(e, "backward_in_time").compare("!=", 0)
     with walk(e, kernel, 0, kernel.slot(e, "steps"), descending=backward_in_time) as step:
         odd = step.index & 1
-        row_in = e.choose(keep, step.row, odd * batch)
-        row_out = e.choose(keep, step.row_next, batch - odd * batch)
+        row_in, row_out = (turn * rows_of_set + first_of_thread for turn in (odd, e.integer(1) - odd))
 
         # Where threads share rows, each writes all of what it will read: the same numbers, so nobody need wait.
         def start_row(row: Value, row_in: Value = row_in) -> None:
@@ -177,6 +179,8 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
                 for state in plan.states:
                     value = e.load_masked(mask, initial[state], row * hidden + unit)
                     e.store(value, states[state], (row_in + row) * width + unit)
+                    if save:
+                        e.store(value, kept[state], (step.row + row) * width + unit)
 
         begins = (step.active > step.active_before) & kernel.slot(e, "begun").compare("==", 0)
         with (
@@ -240,9 +244,12 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
                         elif kind == "saved" and save:
                             wide.store(result, saved, ((step.row + row) * plan.saved + int(of)) * width + units)
                         elif kind == "next":
+                            goes_on, final_at = row < step.active_next, e.at(final[of], row * width + units)
                             next_at = e.at(states[of], (row_out + row) * width + units)
-                            final_at = e.at(final[of], row * width + units)
-                            wide.store(result, e.choose(row < step.active_next, next_at, final_at))
+                            wide.store(result, e.choose(goes_on, next_at, final_at))
+                            if save:
+                                kept_at = e.at(kept[of], (step.row_next + row) * width + units)
+                                wide.store(result, e.choose(goes_on, kept_at, final_at))
                             if of in results_at:
                                 wide.store_masked(result, mask, results_at[of], place * hidden + units)
         with e.when(share.by_units):

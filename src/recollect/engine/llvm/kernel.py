@@ -192,13 +192,16 @@ class Share:
 
     Args:
         e: a stage's function, at its beginning.
+
+    Attributes:
+        row_thread, row_threads: which of how many threads this one is among those that share rows.
     """
 
     def __init__(self, e: Emitter, kernel: Kernel) -> None:
         thread, threads = e.arguments[1], e.arguments[2]
         self.by_units = kernel.slot(e, "by_units").compare("!=", 0)
         zero, one = e.integer(0), e.integer(1)
-        self._row_thread, self._row_threads = (
+        self.row_thread, self.row_threads = (
             e.choose(self.by_units, zero, thread),
             e.choose(self.by_units, one, threads),
         )
@@ -207,8 +210,8 @@ class Share:
             e.choose(self.by_units, threads, one),
         )
         blocks = kernel.slot(e, "blocks")
-        each = (blocks + self._row_threads - 1) // self._row_threads
-        self._first = e.least(self._row_thread * each, blocks)
+        each = (blocks + self.row_threads - 1) // self.row_threads
+        self._first = e.least(self.row_thread * each, blocks)
         self._count = e.least(self._first + each, blocks) - self._first
         self._table = kernel.pointer(e, "block_rows")
 

@@ -20,6 +20,7 @@ from recollect.engine.llvm.team import Team
 from recollect.engine.llvm.tiling import WIDE, round_up
 from recollect.engine.llvm.values import SIZE
 
+_PAGE = 4096  # bytes
 _LINE = 16  # numbers; parts of a buffer begin on a cache line of their own
 
 
@@ -176,39 +177,45 @@ class Problem:
     def infer(self) -> Pass:
         """The forward pass alone.
 
-        Addresses: ``x w_ih w_hh b_ih b_hh packed_vectors packed_bias packed``, one of ``states`` for each
-        state, ``saved``, then ``y`` of each output, ``initial`` and ``final`` of each state, the vectors and
-        what the call gives (`given_slots`). Parts of its memory: from ``packed_vectors`` to ``saved``.
+        Addresses: ``x w_ih w_hh b_ih b_hh packed_vectors packed_bias packed``, one of ``states`` and then one of
+        ``kept`` for each state, ``saved``, then ``y`` of each output, ``initial`` and ``final`` of each state, the
+        vectors and what the call gives (`given_slots`). Parts of its memory: from ``packed_vectors`` to ``states``.
         """
         return self._forward(save=False)
 
     @cached_property
     def train(self) -> Pass:
-        """The forward pass that keeps what `backward` reads; addresses and parts as for `infer`."""
+        """The forward pass that keeps what `backward` reads in `kept`; addresses and parts as for `infer`."""
         return self._forward(save=True)
 
+    @cached_property
+    def kept(self) -> Parts:
+        """How the memory is divided in which `train` leaves what `backward` reads: of each state, and ``saved``."""
+        each = self.width * self.rows
+        return Parts(*[each for _ in self.plan.states], each * self.plan.saved)
+
     def _forward(self, *, save: bool) -> Pass:
-        plan, width = self.plan, self.width
+        plan, width, threads = self.plan, self.width, self.division.row_threads
         per_unit = self.inputs * len(plan.input_gates) + self.hidden * len(plan.recurrent_gates)
-        kept = self.rows if save else 2 * self.batch
+        # No processor reads ahead beyond a page.
+        apart = -(-_PAGE // (width * SIZE[self.tiling.dtype])) if threads > 1 else 0
         parts = Parts(
             width * len(plan.vectors),
             width * len(plan.accumulators),
             width * per_unit,
-            *(width * kept for _ in plan.states),
-            width * self.rows * plan.saved if save else 0,
+            *(2 * width * (self.batch + threads * apart) for _ in plan.states),
         )
         blocks = self._blocks(self.tiling.rows(len(plan.accumulators) * self.tiling.unit_vectors))
         vectors = len(plan.accumulators) * self.tiling.unit_vectors
         piece = self._piece(blocks["blocks"], vectors, self.inputs + self.hidden)
-        sizes = self._common | blocks | {"keep": int(save), "piece": piece}
+        sizes = self._common | blocks | {"apart": apart, "piece": piece}
         return Pass(self.kernels.forward(self.tiling, save=save), sizes, forward.addresses(plan), parts)
 
     @cached_property
     def backward(self) -> Pass:
         """The backward pass.
 
-        Addresses: ``x dx w_ih w_hh dw_ih dw_hh sums``, the forward pass's ``states`` of each state and
+        Addresses: ``x dx w_ih w_hh dw_ih dw_hh sums``, what the forward pass ``kept`` of each state and
         ``saved``, ``dy`` and then ``dy_stride`` of each output, ``grad`` (and ``restart``, where there are
         resets) of each state, the vectors, what the call gives, then ``packed_vectors chunk packed_ih
         packed_hh``, which are the parts of its memory. ``dx``, ``dw_ih`` and ``dw_hh`` may be 0: not wanted.
@@ -234,8 +241,6 @@ class Problem:
 
 
 def most_memory(kernels: Kernels, inputs: int, hidden: int, rows: Any) -> Any:
-    """Numbers that the memory of `Problem.train` does not exceed with so many rows, which may be a symbol."""
+    """Numbers that `Problem.kept` does not exceed with so many rows, which may be a symbol."""
     plan, width = kernels.plan, kernels.tiling(inputs, hidden).width(hidden)
-    once = len(plan.vectors) + len(plan.accumulators) + inputs * len(plan.input_gates)
-    once += hidden * len(plan.recurrent_gates)
-    return width * (once + rows * (len(plan.states) + plan.saved)) + _LINE * (len(plan.states) + 4)
+    return width * rows * (len(plan.states) + plan.saved) + _LINE * (len(plan.states) + 1)

@@ -9,11 +9,7 @@ from recollect.engine.llvm.values import SIZE
 from recollect.engine.plan import Plan
 
 WIDE = 4  # vectors side by side in a tile, where the matrix is that wide
-import os
-
-GROUP = int(
-    os.environ.get("GROUP", 4)
-)  # vectors of units whose equations are evaluated together, where there are so many
+GROUP = 4  # vectors of units whose equations are evaluated together, where there are so many
 _PIECE_BYTES = 1 << 15
 
 
