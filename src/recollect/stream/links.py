@@ -64,8 +64,9 @@ class Link:
         team, layer = WORKERS.team(threads) if threads > 1 else _ALONE, self.layer
         division = Division(team.size(PARTS * threads), by_units=False)
         return Problem(
-            self._kernels, layer.inputs, layer.hidden, streams, [streams], np.arange(streams), False, division, team
-        )
+            self._kernels, layer.inputs, layer.hidden, streams, [streams], np.arange(streams), False, division, team,
+            apart=False,
+        )  # fmt: skip
 
     def threads(self, streams: int, most: int) -> int:
         """How many threads one step of so many streams is worth."""
@@ -100,7 +101,7 @@ class Stage:
         dtype = link.layer.initial[0].dtype
         self.states = [_aligned(2, streams, self._problem.width, dtype=dtype) for _ in cell.states]
         self.output = _aligned(streams, link.layer.hidden, dtype=dtype)
-        same = link.values | {"begun": 1, "apart": 0, "x": x, self._output: self.output.ctypes.data}
+        same = link.values | {"begun": 1, "x": x, self._output: self.output.ctypes.data}
         self.turns = [
             self.kernel.prepared(same | self._rows("states", turn) | self._rows("final", 1 - turn)) for turn in range(2)
         ]

@@ -125,7 +125,7 @@ def _write_steps(kernel: Kernel, plan: Plan) -> Emitter:
         e, kernel, kernel.slot(e, "begin"), kernel.slot(e, "end"), descending=_forward_in_time(e, kernel)
     ) as step:
         with (
-            share.rows(e, step.active) as (start, rows),
+            share.rows(e, step.active) as (start, rows, _),
             e.loop(own[0], e.least(own[1], width), e.lanes) as unit,
             e.loop(start, start + rows) as row,
         ):
@@ -135,7 +135,7 @@ def _write_steps(kernel: Kernel, plan: Plan) -> Emitter:
         with (
             e.loop(first_panel, last_panel) as panel,
             pieces(e, gates, piece) as (begin, end),
-            share.rows(e, step.active) as (start, rows),
+            share.rows(e, step.active) as (start, rows, _),
         ):
             place = (e.at(dh, start * grad_width + panel * columns), grad_width)
             a = e.at(drec, (step.row - first_row + start) * stride + begin)
@@ -151,7 +151,7 @@ def _write_restarts(e: Emitter, kernel: Kernel, plan: Plan, step: Step, share: S
     grad_width = kernel.slot(e, "grad_width")
     resets, places = (kernel.pointer(e, name) for name in ("resets", "places"))
     with (
-        share.rows(e, step.active) as (start, rows),
+        share.rows(e, step.active) as (start, rows, _),
         e.loop(start, start + rows) as row,
         e.when(e.load_integer(resets, e.load_integer(places, step.row + row)).compare("!=", 0)),
         e.loop(*own, e.lanes) as unit,

@@ -11,7 +11,7 @@
                     new states, printed from the cell's graph; store
         where threads share rows, and each has units of its own: wait for each other
 
-States live in two sets of rows, padded to whole groups, which take turns. The rows of different threads lie ``apart``:
+States live in two sets of rows, padded to whole groups, which take turns. The rows of different threads lie apart:
 where one thread's rows followed on another's, the processor, which reads ahead, would take from one core what the other
 is writing. What the backward pass reads is kept elsewhere: the states that enter each step, and ``plan.saved``.
 A row that ends goes to ``final`` instead of the next step's rows. x and y are left where the caller has them: a table
@@ -44,7 +44,7 @@ def addresses(plan: Plan) -> tuple[str, ...]:
 
 def write(plan: Plan, tiling: Tiling, *, save: bool) -> Kernel:
     """Write the kernel; ``save`` keeps what the backward pass needs."""
-    kernel = Kernel(tiling, ("apart", "begun", "piece", *addresses(plan)))
+    kernel = Kernel(tiling, ("rows_of_set", "begun", "piece", *addresses(plan)))
     pack, steps = _write_pack(kernel, plan), _write_steps(kernel, plan, save=save)
     e = kernel.entry("forward")
     # Its two halves can be called alone: whoever goes on step by step packs once.
@@ -151,7 +151,7 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
     e = kernel.stage("steps")
     wide = e.wide(parts * tiling.group_blocks)  # a vector of all units of a group
     target = VectorTarget(wide)
-    hidden, width, inputs, batch = (kernel.slot(e, name) for name in ("hidden", "width", "inputs", "batch"))
+    hidden, width, inputs = (kernel.slot(e, name) for name in ("hidden", "width", "inputs"))
     x, saved, places = (kernel.pointer(e, name) for name in ("x", "saved", "places"))
     packed, bias, vectors = (kernel.pointer(e, name) for name in ("packed", "packed_bias", "packed_vectors"))
     initial, states, kept, final = (
@@ -164,39 +164,37 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
     sums_stride, none = e.integer(count * group), e.integer(0)
     share, piece = Share(e, kernel), kernel.slot(e, "piece")
     first_group, last_group = share.of_units(width // group)
-    apart = kernel.slot(e, "apart")
-    first_of_thread, rows_of_set = share.row_thread * apart, batch + share.row_threads * apart
 
     backward_in_time = kernel.slot(e, "backward_in_time").compare("!=", 0)
     with walk(e, kernel, 0, kernel.slot(e, "steps"), descending=backward_in_time) as step:
         odd = step.index & 1
-        row_in, row_out = (turn * rows_of_set + first_of_thread for turn in (odd, e.integer(1) - odd))
+        set_in, set_out = (turn * kernel.slot(e, "rows_of_set") for turn in (odd, e.integer(1) - odd))
 
         # Where threads share rows, each writes all of what it will read: the same numbers, so nobody need wait.
-        def start_row(row: Value, row_in: Value = row_in) -> None:
+        def start_row(row: Value, row_in: Value) -> None:
             with e.loop(0, width, e.lanes) as unit:
                 mask = e.mask(hidden - unit)
                 for state in plan.states:
                     value = e.load_masked(mask, initial[state], row * hidden + unit)
-                    e.store(value, states[state], (row_in + row) * width + unit)
+                    e.store(value, states[state], row_in * width + unit)
                     if save:
                         e.store(value, kept[state], (step.row + row) * width + unit)
 
         begins = (step.active > step.active_before) & kernel.slot(e, "begun").compare("==", 0)
         with (
             e.when(begins),
-            share.rows(e, step.active) as (start, rows),
+            share.rows(e, step.active) as (start, rows, first),
             e.loop(e.most(start, step.active_before), start + rows) as row,
         ):
-            start_row(row)
+            start_row(row, set_in + first + row - start)
         if plan.resets:
             resets = kernel.pointer(e, "resets")
             with (
-                share.rows(e, step.active) as (start, rows),
+                share.rows(e, step.active) as (start, rows, first),
                 e.loop(start, start + rows) as row,
                 e.when(e.load_integer(resets, e.load_integer(places, step.row + row)).compare("!=", 0)),
             ):
-                start_row(row)
+                start_row(row, set_in + first + row - start)
 
         with share.slabs(e) as slab, e.loop(first_group, last_group) as which_group:
             units = which_group * group
@@ -204,7 +202,7 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
                 e.loop(0, tiling.group_blocks) as unit_block,
                 e.when(units + unit_block * block < hidden),
                 pieces(e, inputs + hidden, piece) as (begin, end),
-                slab.rows(e, step.active) as (which, start, rows),
+                slab.rows(e, step.active) as (which, start, rows, first),
             ):
                 weights = e.at(packed, (which_group * tiling.group_blocks + unit_block) * panel)
                 out = (e.at(sums, which * (tile.rows * count * group) + unit_block * block), sums_stride)
@@ -213,7 +211,7 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
                 init = (e.choose(is_first, biases, out[0]), e.choose(is_first, none, out[1]))
                 x_from, x_end = e.least(begin, inputs), e.least(end, inputs)
                 h_from, h_end = begin - x_from, end - x_end
-                row_of_h = e.at(states[plan.fed], (row_in + start) * width + h_from)
+                row_of_h = e.at(states[plan.fed], (set_in + first) * width + h_from)
                 tile.call(
                     e, rows, out, init,
                     (e.at(x, x_from), inputs, x_end - x_from, e.at(weights, x_from * (len(plan.input_gates) * block))),
@@ -223,15 +221,16 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
                 )  # fmt: skip
             mask = wide.mask(hidden - units)
             for wave in plan.waves.graphs:
-                with slab.rows(e, step.active) as (which, start, rows), e.loop(0, rows) as offset:
+                with slab.rows(e, step.active) as (which, start, rows, first), e.loop(0, rows) as offset:
                     row, number = start + offset, which * tile.rows + offset
+                    row_in, row_out = set_in + first + offset, set_out + first + offset
                     place = e.load_integer(places, step.row + row)
                     own_sums = e.at(sums, number * (count * group))
                     own_mids = e.at(mids, number * (plan.waves.mids * group))
                     # What a wave does not read, LLVM does not load.
                     leaves = {name: wide.load(own_sums, at * group) for at, name in enumerate(plan.accumulators)}
                     for name in plan.states:
-                        leaves[f"prev.{name}"] = wide.load(states[name], (row_in + row) * width + units)
+                        leaves[f"prev.{name}"] = wide.load(states[name], row_in * width + units)
                     for at, name in enumerate(plan.vectors):
                         leaves[f"vec.{name}"] = wide.load(vectors, width * at + units)
                     for at in range(plan.waves.mids):
@@ -245,7 +244,7 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
                             wide.store(result, saved, ((step.row + row) * plan.saved + int(of)) * width + units)
                         elif kind == "next":
                             goes_on, final_at = row < step.active_next, e.at(final[of], row * width + units)
-                            next_at = e.at(states[of], (row_out + row) * width + units)
+                            next_at = e.at(states[of], row_out * width + units)
                             wide.store(result, e.choose(goes_on, next_at, final_at))
                             if save:
                                 kept_at = e.at(kept[of], (step.row_next + row) * width + units)

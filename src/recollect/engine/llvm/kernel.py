@@ -14,8 +14,8 @@ from recollect.engine.llvm.values import I64, POINTER, VOID, Emitter, Value
 from recollect.engine.plan import Plan
 
 # Slots that every kernel begins with: the team, and the layout of the rows. ``offsets`` [T + 1] says where the
-# rows of each step begin, ``block_rows`` [blocks][2] where blocks of batch rows do and end; each thread has some blocks
-# that follow each other in that table.
+# rows of each step begin, ``block_rows`` [blocks][3] where blocks of batch rows do and end, and in which row their
+# states begin; each thread has some blocks that follow each other in that table.
 # ``places`` [all rows] says where each row stands in the caller's tensors; those past the first ``rows`` are padding.
 COMMON = (
     "threads", "parallel", "thread_num", "num_threads", "yield_thread", "meeting",
@@ -192,26 +192,20 @@ class Share:
 
     Args:
         e: a stage's function, at its beginning.
-
-    Attributes:
-        row_thread, row_threads: which of how many threads this one is among those that share rows.
     """
 
     def __init__(self, e: Emitter, kernel: Kernel) -> None:
         thread, threads = e.arguments[1], e.arguments[2]
         self.by_units = kernel.slot(e, "by_units").compare("!=", 0)
         zero, one = e.integer(0), e.integer(1)
-        self.row_thread, self.row_threads = (
-            e.choose(self.by_units, zero, thread),
-            e.choose(self.by_units, one, threads),
-        )
+        row_thread, row_threads = e.choose(self.by_units, zero, thread), e.choose(self.by_units, one, threads)
         self._unit_thread, self._unit_threads = (
             e.choose(self.by_units, thread, zero),
             e.choose(self.by_units, threads, one),
         )
         blocks = kernel.slot(e, "blocks")
-        each = (blocks + self.row_threads - 1) // self.row_threads
-        self._first = e.least(self.row_thread * each, blocks)
+        each = (blocks + row_threads - 1) // row_threads
+        self._first = e.least(row_thread * each, blocks)
         self._count = e.least(self._first + each, blocks) - self._first
         self._table = kernel.pointer(e, "block_rows")
 
@@ -221,8 +215,8 @@ class Share:
         return first, (self._unit_thread + 1) * count // self._unit_threads
 
     @contextmanager
-    def rows(self, e: Emitter, active: Value) -> Iterator[tuple[Value, Value]]:
-        """``for (first row, rows) in the blocks of rows that are this thread's``."""
+    def rows(self, e: Emitter, active: Value) -> Iterator[tuple[Value, Value, Value]]:
+        """``for (first row, rows, first row of states) in the blocks of rows that are this thread's``."""
         with e.loop(0, self._count) as block:
             yield self._rows(e, block, active)
 
@@ -232,10 +226,10 @@ class Share:
         with e.loop(0, self._count, SLAB) as first:
             yield Slab(self, first, e.least(self._count - first, e.integer(SLAB)))
 
-    def _rows(self, e: Emitter, block: Value, active: Value) -> tuple[Value, Value]:
-        at = (self._first + block) * 2
-        start = e.load_integer(self._table, at)
-        return start, e.least(e.load_integer(self._table, at + 1), active) - start
+    def _rows(self, e: Emitter, block: Value, active: Value) -> tuple[Value, Value, Value]:
+        at = (self._first + block) * 3
+        start, end, states = (e.load_integer(self._table, at + column) for column in range(3))
+        return start, e.least(end, active) - start, states
 
 
 @dataclass(frozen=True)
@@ -247,8 +241,8 @@ class Slab:
     count: Value
 
     @contextmanager
-    def rows(self, e: Emitter, active: Value) -> Iterator[tuple[Value, Value, Value]]:
-        """``for (which of the slab's, first row, rows) in the blocks``."""
+    def rows(self, e: Emitter, active: Value) -> Iterator[tuple[Value, Value, Value, Value]]:
+        """``for (which of the slab's, first row, rows, first row of states) in the blocks``."""
         with e.loop(0, self.count) as index:
             yield index, *self.share._rows(e, self.first + index, active)
 

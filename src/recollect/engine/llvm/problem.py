@@ -97,6 +97,7 @@ class Problem:
         reverse: backward in time.
         division: the threads, and what each of them does.
         team: where they come from.
+        apart: whether the states of different threads lie apart; where the caller provides their memory they do not.
 
     Attributes:
         rows: N, the sum of ``sizes``.
@@ -118,11 +119,12 @@ class Problem:
         reverse: bool,
         division: Division,
         team: Team,
+        apart: bool = True,
     ) -> None:
         self.kernels, self.plan = kernels, kernels.plan
         self.tiling = tiling = kernels.tiling(inputs, hidden)
         self.inputs, self.hidden, self.batch, self.division, self.team = inputs, hidden, batch, division, team
-        self.begun, self.steps = sizes[0], len(sizes)
+        self.begun, self.steps, self._apart = sizes[0], len(sizes), apart
         self._block_rows: list[np.ndarray] = []
         self._places, self._offsets = places.astype(np.int64, copy=False), np.zeros(self.steps + 1, np.int64)
         np.cumsum(sizes, out=self._offsets[1:])
@@ -141,8 +143,8 @@ class Problem:
             "places": self._places.ctypes.data, "rows": self.rows, "all_rows": len(places),
         }  # fmt: skip
 
-    def _blocks(self, tile_rows: int) -> dict[str, int]:
-        """Blocks of batch rows: as many as tiles need, and as many for each thread."""
+    def _blocks(self, tile_rows: int, apart: int = 0) -> dict[str, int]:
+        """Blocks of batch rows: as many as tiles need, and as many for each thread, whose states lie ``apart`` rows."""
         whole = round_up(self.batch, tile_rows) // tile_rows
         threads = self.division.row_threads
         count = round_up(whole, threads)
@@ -155,8 +157,11 @@ class Problem:
             deal = np.arange(count).reshape(-1, threads)
             deal[1::2] = deal[1::2, ::-1].copy()
             rows = rows[deal.T.ravel()]
-        self._block_rows.append(rows)  # the kernel's arguments point to it
-        return {"blocks": count, "block_rows": rows.ctypes.data}
+        counts = rows[:, 1] - rows[:, 0]
+        states = np.cumsum(counts) - counts + np.arange(count) // (count // threads) * apart
+        table = np.column_stack([rows, states])
+        self._block_rows.append(table)  # the kernel's arguments point to it
+        return {"blocks": count, "block_rows": table.ctypes.data}
 
     @property
     def bytes_per_step(self) -> int:
@@ -198,17 +203,18 @@ class Problem:
         plan, width, threads = self.plan, self.width, self.division.row_threads
         per_unit = self.inputs * len(plan.input_gates) + self.hidden * len(plan.recurrent_gates)
         # No processor reads ahead beyond a page.
-        apart = -(-_PAGE // (width * SIZE[self.tiling.dtype])) if threads > 1 else 0
+        apart = -(-_PAGE // (width * SIZE[self.tiling.dtype])) if threads > 1 and self._apart else 0
+        rows_of_set = self.batch + threads * apart
         parts = Parts(
             width * len(plan.vectors),
             width * len(plan.accumulators),
             width * per_unit,
-            *(2 * width * (self.batch + threads * apart) for _ in plan.states),
+            *(2 * width * rows_of_set for _ in plan.states),
         )
-        blocks = self._blocks(self.tiling.rows(len(plan.accumulators) * self.tiling.unit_vectors))
+        blocks = self._blocks(self.tiling.rows(len(plan.accumulators) * self.tiling.unit_vectors), apart)
         vectors = len(plan.accumulators) * self.tiling.unit_vectors
         piece = self._piece(blocks["blocks"], vectors, self.inputs + self.hidden)
-        sizes = self._common | blocks | {"apart": apart, "piece": piece}
+        sizes = self._common | blocks | {"rows_of_set": rows_of_set, "piece": piece}
         return Pass(self.kernels.forward(self.tiling, save=save), sizes, forward.addresses(plan), parts)
 
     @cached_property
