@@ -25,6 +25,8 @@ from torch.nn.utils.rnn import PackedSequence
 from recollect.cells.cell import Cell
 from recollect.engine import autograd, calls, dispatch
 from recollect.engine.layout import Layout
+from recollect.engine.llvm import cache
+from recollect.engine.llvm.machine import host
 from recollect.engine.llvm.problem import most_memory
 from recollect.engine.plan import Variant
 from recollect.engine.reference import Direction, Result
@@ -62,14 +64,14 @@ def run(
 _FLAGS = ("bidirectional", "batch_first", "bias", "projected", "dropout", "recurrent_dropout", "zoneout", "all_states")
 
 
-# Of the operators' results. A compiler keeps on disk what it made of a graph, and looks at the graph only to see
-# whether that still holds: this number makes it another one.
-_FORMAT = 2
+# A compiler keeps on disk what it made of a graph, sizes of results included, and looks at the graph only to see
+# whether that still holds. So the graph has a number that no other machine and no other version of the kernels has.
+_WHOSE_TAPES = int(cache.key("tape", host())[:15], 16)
 
 
 def _layout(stack: Stack) -> list[int]:
     """A stack without its cell, as an operator can be given it."""
-    return [_FORMAT, stack.num_layers, *(int(getattr(stack, name)) for name in _FLAGS)]
+    return [_WHOSE_TAPES, stack.num_layers, *(int(getattr(stack, name)) for name in _FLAGS)]
 
 
 @lru_cache(maxsize=256)
