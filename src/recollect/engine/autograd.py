@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from recollect.cells.cell import Cell
 from recollect.engine import reference
 from recollect.engine.buffers import Buffer
-from recollect.engine.calls import DTYPES, backward, forward, prepare
+from recollect.engine.calls import DTYPES, backward, forward, of_each, prepare
 from recollect.engine.layout import Layout
 from recollect.engine.llvm.machine import host
 from recollect.engine.llvm.problem import Problem
@@ -83,19 +83,17 @@ def run(cell: Cell, x: torch.Tensor, layout: Layout, directions: Sequence[Direct
         return [(tuple(out), tuple(final)) for out, final, _ in forward(problems, tensors, extras, save=False)]
     checkpoint = extras[0].checkpoint
     if checkpoint is not None and (steps := steps_of(problems[0], checkpoint)) < problems[0].steps:
-        return [
-            _results([problem], Segmented.apply(cell, layout, each, steps, *prepare(cell, x, layout, [each])[1]))[0]
-            for problem, each in zip(problems, directions, strict=True)
-        ]
+        each = zip(directions, of_each(len(directions), tensors[1:]), strict=True)
+        flat = [Segmented.apply(cell, layout, direction, steps, x, *own) for direction, own in each]
+        return [result for part in flat for result in _results(problems[:1], part)]
     ways = [(each.extras, each.reverse) for each in directions]
     return _results(problems, _Layer.apply(cell, layout, ways, problems, None, *tensors))
 
 
 def _results(problems: Sequence[Problem], flat: Any) -> list[Result]:
     """The outputs and the final states of each direction, which a Function returns in one row."""
-    count, wanted = len(flat) // len(problems), len(problems[0].plan.outputs)
-    each = [flat[first : first + count] for first in range(0, len(flat), count)]
-    return [(part[:wanted], part[wanted:]) for part in each]
+    wanted = len(problems[0].plan.outputs)
+    return [(part[:wanted], part[wanted:]) for part in of_each(len(problems), flat)]
 
 
 def _any_requires_grad(tensors: Sequence[Any]) -> bool:
@@ -188,11 +186,10 @@ def _differentiable_backward(
 ) -> list[torch.Tensor | None]:
     """The backward pass in PyTorch's own operations, which can be differentiated and batched."""
     tensors, create_graph = ctx.saved_tensors, torch.is_grad_enabled()
-    x, count = tensors[0], (len(tensors) - 1) // len(ctx.ways)
+    x, own = tensors[0], of_each(len(ctx.ways), tensors[1:])
     results: list[torch.Tensor] = []
     with torch.enable_grad():
-        for place, (extras, reverse) in enumerate(ctx.ways):
-            ih, hh, bias_ih, bias_hh, *rest = tensors[1 + place * count : 1 + (place + 1) * count]
+        for (extras, reverse), (ih, hh, bias_ih, bias_hh, *rest) in zip(ctx.ways, own, strict=True):
             states, vectors = rest[: len(ctx.cell.states)], rest[len(ctx.cell.states) :]
             weights = Weights(ih, hh, bias_ih, bias_hh, None, vectors)
             initial = None if states[0] is None else states

@@ -120,10 +120,10 @@ def _result_of(part: _Part[_Result]) -> _Result:
     raise AssertionError("a part of a call runs one kernel")
 
 
-def _each(problems: Sequence[Problem], tensors: Sequence[Any]) -> list[Sequence[Any]]:
-    """The tensors of each direction, from the four parameters on."""
-    count = (len(tensors) - 1) // len(problems)
-    return [tensors[first : first + count] for first in range(1, len(tensors), count)]
+def of_each(directions: int, values: Sequence[Any]) -> list[Any]:
+    """The share of each direction, where one row has as many values for each, the first direction's first."""
+    count = len(values) // directions
+    return [values[first : first + count] for first in range(0, len(values), count)]
 
 
 def forward(
@@ -149,7 +149,8 @@ def forward(
     if len(problems) == 1:  # most calls by far
         only = _forward(problems[0], found[0], found[1:], extras[0], save, memories[0] if memories else None)
         return _run(problems, [only])
-    each = zip(problems, _each(problems, found), extras, memories or [None] * len(problems), strict=True)
+    own = of_each(len(problems), found[1:])
+    each = zip(problems, own, extras, memories or [None] * len(problems), strict=True)
     return _run(
         problems, [_forward(problem, found[0], own, added, save, memory) for problem, own, added, memory in each]
     )
@@ -215,9 +216,9 @@ def backward(
         needed: of which tensors.
         grads: those of the outputs and the final states of the first direction, then of the next.
     """
-    found, count = readable(tensors), len(grads) // len(problems)
-    leaving = [grads[first : first + count] for first in range(0, len(grads), count)]
-    each = zip(problems, memories, _each(problems, found), extras, _each(problems, needed), leaving, strict=True)
+    found = readable(tensors)
+    own, wanted, leaving = (of_each(len(problems), each) for each in (found[1:], needed[1:], grads))
+    each = zip(problems, memories, own, extras, wanted, leaving, strict=True)
     parts = [
         _backward(problem, memory, found[0], own, added, [needed[0], *wanted], its)
         for problem, memory, own, added, wanted, its in each

@@ -88,11 +88,13 @@ class Layout:
 
     def unsort(self, state: torch.Tensor) -> torch.Tensor:
         """Bring [..., B, features] back into the caller's order."""
-        if self._order is None:
-            return state
+        return state if self._order is None else state.index_select(-2, self._inverse.to(state.device))
+
+    @cached_property
+    def _inverse(self) -> torch.Tensor:
         inverse = np.empty_like(self._order)
         inverse[self._order] = np.arange(self.batch)
-        return state.index_select(-2, torch.from_numpy(inverse).to(state.device))
+        return torch.from_numpy(inverse)
 
 
 _MOST_KEPT = 1 << 15  # rows; beyond, a table of places is large, and quickly made beside what is done with them

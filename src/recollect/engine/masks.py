@@ -61,10 +61,7 @@ class Masks:
 
 @lru_cache(maxsize=16)
 def _kernel(dtype: torch.dtype, threads: int, workers: Team) -> Pass:
-    sizes = {
-        "threads": workers.size(threads), "parallel": workers.parallel,
-        "thread_num": workers.thread_num, "num_threads": workers.num_threads,
-    }  # fmt: skip
+    sizes = workers.slots | {"threads": workers.size(threads)}
     return Pass(_function(DTYPES[dtype]), sizes, masks.ARGUMENTS, Parts())
 
 

@@ -19,7 +19,7 @@ from recollect.engine.plan import Plan
 # ``places`` [all rows] says where each row stands in the caller's tensors; those past the first ``rows`` are padding.
 COMMON = (
     "threads", "parallel", "thread_num", "num_threads", "yield_thread", "meeting",
-    "steps", "batch", "inputs", "hidden", "width", "blocks", "block_rows", "by_units", "backward_in_time", "offsets",
+    "steps", "inputs", "hidden", "width", "blocks", "block_rows", "by_units", "backward_in_time", "offsets",
     "places", "rows", "all_rows",
 )  # fmt: skip
 _MANY_WEIGHTS = 1 << 18  # copied in about the time that it takes to wake a thread on a busy machine

@@ -18,7 +18,7 @@ from __future__ import annotations
 from llvmlite import ir
 
 from recollect.engine.llvm.kernel import COMMON, Kernel
-from recollect.engine.llvm.tiling import Tiling
+from recollect.engine.llvm.tiling import without_tiles
 from recollect.engine.llvm.values import Emitter, Value
 
 # ``out`` is the mask's address and ``count`` its numbers; ``threshold`` is of 2^32, ``value`` the bits of a float64.
@@ -36,7 +36,7 @@ _ALONE = 1 << 16  # numbers that are drawn in about the time that it takes to wa
 
 def write(dtype: str) -> Kernel:
     """Write the kernel, the same for every machine."""
-    kernel = Kernel(Tiling(dtype, _LANES, 0, 0, 0, 0, 0, "", ""), ARGUMENTS)  # there are no tiles here
+    kernel = Kernel(without_tiles(dtype, _LANES), ARGUMENTS)
     draw = _write_draw(kernel)
     e = kernel.entry("masks")
     few = kernel.slot(e, "count") < _ALONE

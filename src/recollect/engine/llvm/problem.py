@@ -135,10 +135,8 @@ class Problem:
         self.columns = backward.chunk_columns(self.plan, hidden)
         self.sums = round_up(self.columns, WIDE * tiling.lanes)
         self._common = {
-            "threads": division.threads, "by_units": int(division.by_units),
-            "parallel": team.parallel, "thread_num": team.thread_num,
-            "num_threads": team.num_threads, "yield_thread": team.yield_thread,
-            "steps": self.steps, "batch": batch, "inputs": inputs, "hidden": hidden, "width": self.width,
+            **team.slots, "threads": division.threads, "by_units": int(division.by_units),
+            "steps": self.steps, "inputs": inputs, "hidden": hidden, "width": self.width,
             "backward_in_time": int(reverse), "offsets": self._offsets.ctypes.data,
             "places": self._places.ctypes.data, "rows": self.rows, "all_rows": len(places),
         }  # fmt: skip
@@ -165,7 +163,7 @@ class Problem:
 
     @property
     def bytes_per_step(self) -> int:
-        """What a step of all rows adds to the memory of `train`."""
+        """What a step of all rows adds to the memory that `kept` divides."""
         return self.batch * self.width * (len(self.plan.states) + self.plan.saved) * SIZE[self.tiling.dtype]
 
     def _piece(self, blocks: int, vectors: int, count: int) -> int:

@@ -40,6 +40,14 @@ class Team:
     why_single: str
     yield_thread: int = 0
 
+    @property
+    def slots(self) -> dict[str, int]:
+        """Its addresses as arguments of a kernel (`kernel.COMMON`)."""
+        return {
+            "parallel": self.parallel, "thread_num": self.thread_num,
+            "num_threads": self.num_threads, "yield_thread": self.yield_thread,
+        }  # fmt: skip
+
     def size(self, wanted: int) -> int:
         """How many threads to ask for."""
         return wanted if self.parallel else 1

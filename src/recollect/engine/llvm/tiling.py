@@ -70,6 +70,11 @@ def round_up(count: int, unit: int) -> int:
     return -(-count // unit) * unit
 
 
+def without_tiles(dtype: str, lanes: int) -> Tiling:
+    """For a kernel that has vectors and no tiles."""
+    return Tiling(dtype, lanes, 0, 0, 0, 0, 0, pause="", mode_register="")
+
+
 def make_tiling(plan: Plan, machine: Machine, dtype: str, inputs: int, hidden: int) -> Tiling:
     """Choose tiles: about four vectors wide, and as many rows as registers allow."""
     lanes = machine.lanes(dtype)

@@ -16,20 +16,20 @@ from recollect.engine.llvm.kernel import COMMON, Kernel
 from recollect.engine.llvm.kernels import Function
 from recollect.engine.llvm.problem import Parts, Pass
 from recollect.engine.llvm.team import Team
-from recollect.engine.llvm.tiling import Tiling
+from recollect.engine.llvm.tiling import without_tiles
 from recollect.engine.llvm.values import POINTER, VOID, Value, ir
 
 # ``table`` [count][2] is the address of a kernel and that of its arguments.
-_ARGUMENTS = ("table",)
+_ARGUMENTS = ("count", "table")
 Call = tuple[int, "ctypes.Array[ctypes.c_int64]"]
 
 
 def write() -> Kernel:
     """Write the kernel that calls the others."""
-    kernel = Kernel(Tiling("float32", 1, 0, 0, 0, 0, 0, "", ""), _ARGUMENTS)  # it has no numbers of its own
+    kernel = Kernel(without_tiles("float32", 1), _ARGUMENTS)  # it has no numbers of its own
     e = kernel.stage("calls")
     table, thread, threads = kernel.pointer(e, "table"), e.arguments[1], e.arguments[2]
-    with e.loop(thread, kernel.slot(e, "blocks"), threads) as call:
+    with e.loop(thread, kernel.slot(e, "count"), threads) as call:
         address, arguments = (e.load_integer(table, call * 2 + place) for place in (0, 1))
         pointer = Value(e.builder, e.builder.inttoptr(arguments.ir, POINTER))
         e.call_address(address, ir.FunctionType(VOID, [POINTER]), pointer.ir)
@@ -48,16 +48,12 @@ def run_together(calls: Sequence[Call], team: Team) -> None:
         team: where their threads come from.
     """
     table = np.array([(address, ctypes.addressof(arguments)) for address, arguments in calls], np.int64)
-    _kernel(len(calls), team).run([table.ctypes.data])
+    _kernel(len(calls), team).run([len(calls), table.ctypes.data])
 
 
 @lru_cache(maxsize=16)
 def _kernel(count: int, team: Team) -> Pass:
-    sizes = {
-        "threads": team.size(count), "blocks": count, "parallel": team.parallel,
-        "thread_num": team.thread_num, "num_threads": team.num_threads,
-    }  # fmt: skip
-    return Pass(_function(), sizes, _ARGUMENTS, Parts())
+    return Pass(_function(), team.slots | {"threads": team.size(count)}, _ARGUMENTS, Parts())
 
 
 @cache
