@@ -243,8 +243,9 @@ def _write_products(kernel: Kernel, plan: Plan) -> Emitter:
         return first, e.least(last, count), tile.rows
 
     # dW [G * H, I] and [G * H, H]: a piece of a panel of x or h, laid out for the tile, stays in the cache for
-    # all rows of dpre' (its units).
-    panel, row_piece = e.scratch(tiling.piece(WIDE) * WIDE), e.integer(tiling.piece(WIDE))
+    # all rows of dpre' (its units), and so do the lines of these, each of which several tiles read.
+    rows_of_piece = tiling.piece(WIDE) // 2
+    panel, row_piece = e.scratch(rows_of_piece * WIDE), e.integer(rows_of_piece)
     wanted = kernel.slot(e, "dw_ih").compare("!=", 0)
     with e.when(wanted):
         x, previous = kernel.pointer(e, "x"), kernel.pointer(e, f"states.{plan.fed}")
@@ -267,6 +268,9 @@ def _write_products(kernel: Kernel, plan: Plan) -> Emitter:
                         e.store(value, panel, (row - begin) * (wide * e.lanes) + part * e.lanes)
                 with e.loop(*own_tiles(gates, tile)) as unit:
                     place = (e.at(out, unit * count + column), count)
+                    for next_row in range(tile.rows, 2 * tile.rows):  # the next tile begins with these sums
+                        for part in range(wide):
+                            e.prefetch(place[0], count * next_row + part * e.lanes, write=True)
                     tile.call(
                         e, e.least(gates - unit, e.integer(tile.rows)), place, place,
                         (e.at(dpre, begin * stride + unit), stride, end - begin, panel),

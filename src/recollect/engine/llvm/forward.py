@@ -180,6 +180,17 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
                     if save:
                         e.store(value, kept[state], (step.row + row) * width + unit)
 
+        # What the equations write is fetched while the tile computes: stores would wait for it, one by one.
+        def claim(row: Value, unit: Value) -> None:
+            at = step.row + row
+            if save:
+                for place in range(plan.saved):
+                    e.prefetch(saved, (at * plan.saved + place) * width + unit, write=True)
+                for state in plan.states:
+                    e.prefetch(kept[state], (step.row_next + row) * width + unit, write=True)
+            for result in results_at.values():
+                e.prefetch(result, e.load_integer(places, at) * hidden + unit, write=True)
+
         begins = (step.active > step.active_before) & kernel.slot(e, "begun").compare("==", 0)
         with (
             e.when(begins),
@@ -208,6 +219,9 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
                 out = (e.at(sums, which * (tile.rows * count * group) + unit_block * block), sums_stride)
                 biases = e.at(bias, which_group * (count * group) + unit_block * block)
                 is_first = begin.compare("==", 0)
+                with e.when(is_first), e.loop(start, start + rows) as row:
+                    for part in range(parts):
+                        claim(row, units + unit_block * block + part * e.lanes)
                 init = (e.choose(is_first, biases, out[0]), e.choose(is_first, none, out[1]))
                 x_from, x_end = e.least(begin, inputs), e.least(end, inputs)
                 h_from, h_end = begin - x_from, end - x_end

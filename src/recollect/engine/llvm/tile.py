@@ -12,6 +12,9 @@ from recollect.engine.llvm.kernel import Kernel
 from recollect.engine.llvm.values import I64, POINTER, Emitter, Value, Variable
 
 
+_AHEAD = 16  # k, which take about as long as a line from the last cache
+
+
 @dataclass(frozen=True)
 class Run:
     """One product that a tile adds: ``a[r][k] w[k][v]`` for the vectors [first, last).
@@ -82,6 +85,8 @@ class Tile:
             with e.loop(0, count) as k:
                 weights = e.at(w, k * ((run.last - run.first) * e.lanes))
                 place = k * a_stride if run.down else k
+                if run.down:  # each k is on another line, often on another page: no processor foresees that
+                    e.prefetch(rows[0], (k + _AHEAD) * a_stride)
                 # Loaded where first needed: those of the shorter side stay, those of the longer one pass by.
                 order = [(r, v) for r in range(height) for v in range(run.first, run.last)]
                 if height < run.last - run.first:

@@ -235,6 +235,17 @@ class Emitter:
         """Store a vector."""
         self.builder.store(value.ir, self.at(pointer, offset).ir, align=self.size)
 
+    def prefetch(self, pointer: Value, offset: Value | int = 0, *, write: bool = False) -> None:
+        """Fetch the cache line of a number that will soon be read, or written; no address is wrong."""
+        i32 = ir.IntType(32)
+        name = "llvm.prefetch.p0"
+        known = self.module.globals.get(name)
+        if known is None:
+            known = ir.Function(self.module, ir.FunctionType(VOID, [POINTER, i32, i32, i32]), name)
+        # To read or to write, into the nearest cache, of data.
+        how = [ir.Constant(i32, number) for number in (int(write), 3, 1)]
+        self.builder.call(known, [self.at(pointer, offset).ir, *how])
+
     def load_one(self, pointer: Value, offset: Value | int = 0) -> Value:
         return Value(self.builder, self.builder.load(self.at(pointer, offset).ir, align=self.size, typ=self.element))
 
