@@ -11,7 +11,6 @@ from llvmlite import ir
 from recollect.engine.llvm.kernel import Kernel
 from recollect.engine.llvm.values import I64, POINTER, Emitter, Value, Variable
 
-
 _AHEAD = 16  # k, which take about as long as a line from the last cache
 
 
