@@ -10,14 +10,14 @@ venv: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt torch
-	$(BIN)/pip install --quiet -c constraints.txt -e . pytest hypothesis pandas onnx ruff pyright pdoc latex2mathml tensorboard
+	$(BIN)/pip install --quiet -c constraints.txt -e . pytest pytest-xdist hypothesis pandas onnx ruff pyright pdoc latex2mathml tensorboard
 	touch $(STAMP)
 
 demo: venv
 	$(BIN)/python examples/demo.py
 
 test: venv
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: venv
 	$(BIN)/ruff check .

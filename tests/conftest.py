@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
 import recollect
 from recollect.engine import buffers
 
+WORKER = "PYTEST_XDIST_WORKER" in os.environ  # one of some processes, each of which has a core
+
+if WORKER:  # teams of threads that share cores wait for each other; what needs more threads asks for them
+    torch.set_num_threads(1)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _kernels_on_disk(tmp_path_factory):
     """The session's own: nothing is read from or written to the user's home, by subprocesses neither."""
+    own = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RECOLLECT_CACHE_DIR", str(tmp_path_factory.mktemp("kernels")))
+        patch.setenv("RECOLLECT_CACHE_DIR", str((own.parent if WORKER else own) / "kernels"))
+        if WORKER:
+            patch.setenv("OMP_NUM_THREADS", "1")
         yield
 
 

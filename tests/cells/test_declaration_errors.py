@@ -335,7 +335,7 @@ class TestArguments:
         assert declare(step).graph.key == declare(fine).graph.key
 
     @pytest.mark.parametrize(
-        "thing", [3, "lstm", None, torch.nn.LSTM, functools.partial(fine), torch.tanh, recollect.cells.lstm], ids=repr
+        "thing", [3, "lstm", None, torch.nn.LSTM, functools.partial(fine), torch.tanh, recollect.cells.lstm]
     )
     def test_not_a_function(self, thing):
         with pytest.raises(CellError, match="decorates a function"):

@@ -173,7 +173,6 @@ class TestInput:
             None, "abc", ["a", "b", "c"], [1j, 2, 3], [[1, 2, 3], [1, 2]], object(), np.zeros(4), np.zeros((4, 2)),
             np.zeros((2, 2, 3)), np.float32(1), np.zeros((0, 3)), np.array([None, 1, 2]), np.zeros(3, "M8[s]"),
         ],
-        ids=repr,
     )  # fmt: skip
     def test_what_is_no_input_is_refused_and_nothing_moves(self, stepper, given):
         with pytest.raises(InputError):

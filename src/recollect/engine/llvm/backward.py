@@ -268,7 +268,7 @@ def _write_products(kernel: Kernel, plan: Plan) -> Emitter:
                         e.store(value, panel, (row - begin) * (wide * e.lanes) + part * e.lanes)
                 with e.loop(*own_tiles(gates, tile)) as unit:
                     place = (e.at(out, unit * count + column), count)
-                    for next_row in range(tile.rows, 2 * tile.rows):  # the next tile begins with these sums
+                    with e.loop(tile.rows, 2 * tile.rows) as next_row:  # the next tile begins with these sums
                         for part in range(wide):
                             e.prefetch(place[0], count * next_row + part * e.lanes, write=True)
                     tile.call(
