@@ -11,7 +11,7 @@
 
 ``grad.s`` [B, grad_width] holds dL/ds of the rows' present step: at the start the gradients of the final
 states, at the end those of the initial states; ``restart.s`` adds up what resets hand over. Each number is
-summed in one order, whatever the number of threads, so gradients repeat to the bit.
+summed in one order, whatever the number of threads and wherever chunks begin, so gradients repeat to the bit.
 
 Like the forward pass it finds rows of x, dx and dy in the table ``places``.
 
@@ -27,7 +27,7 @@ from recollect.engine.llvm.tiling import WIDE, Tiling, round_up
 from recollect.engine.llvm.values import SIZE, Emitter, Value
 from recollect.engine.plan import Plan
 
-_SIZES = ("chunk_steps", "piece", "begin", "end", "chunk_stride", "columns", "grad_width")
+_SIZES = ("chunk_steps", "piece", "chunk_stride", "columns", "grad_width")
 _CHUNK_BYTES = 1 << 20  # about a second-level cache
 _FEWEST_ROWS, _MOST_ROWS = 128, 1024
 
@@ -70,15 +70,21 @@ def write(plan: Plan, tiling: Tiling) -> Kernel:
     """Write the kernel."""
     kernel = Kernel(tiling, (*_SIZES, *addresses(plan)))
     pack, steps, products = (make(kernel, plan) for make in (_write_pack, _write_steps, _write_products))
+    packing = kernel.entry("pack_weights")
+    kernel.run(packing, pack, kernel.threads_to_pack(packing, len(plan.gates)))
+    packing.builder.ret_void()
+    advance = kernel.entry("advance")
+    kernel.open_meeting(advance)
+    first, last, chunk, threads = (kernel.slot(advance, name) for name in ("begin", "end", "chunk_steps", "threads"))
+    with advance.loop(first, last, chunk) as begin:  # the stages find their chunk in the slots of the call's own
+        kernel.set_slot(advance, "begin", begin)
+        kernel.set_slot(advance, "end", advance.least(begin + chunk, last))
+        kernel.run(advance, steps, threads)
+        kernel.run(advance, products, threads)
+    advance.builder.ret_void()
     e = kernel.entry("backward")
-    kernel.run(e, pack, kernel.threads_to_pack(e, len(plan.gates)))
-    kernel.open_meeting(e)
-    count, chunk, threads = (kernel.slot(e, name) for name in ("steps", "chunk_steps", "threads"))
-    with e.loop(0, count, chunk) as begin:
-        kernel.set_slot(e, "begin", begin)
-        kernel.set_slot(e, "end", e.least(begin + chunk, count))
-        kernel.run(e, steps, threads)
-        kernel.run(e, products, threads)
+    for half in (packing, advance):
+        e.call(half.function, e.arguments[0])
     e.builder.ret_void()
     return kernel
 
@@ -235,6 +241,12 @@ def _write_products(kernel: Kernel, plan: Plan) -> Emitter:
     chunk, stride, sums = kernel.pointer(e, "chunk"), kernel.slot(e, "chunk_stride"), kernel.pointer(e, "sums")
     gates, places = hidden * len(plan.gates), kernel.pointer(e, "places")
     first_row, rows = _chunk_rows(e, kernel)
+    # Sums over rows go the way that the walk goes, so that no bit of them depends on where a chunk begins.
+    descending = _forward_in_time(e, kernel)
+    onward = e.choose(descending, -stride, stride)
+
+    def walked(number: Value) -> Value:
+        return e.choose(descending, rows - 1 - number, number)
 
     def own_tiles(count: Value, tile: Tile) -> tuple[Value, Value, int]:
         """The range of ``count`` rows of a result that this thread computes, in steps of the tile's rows."""
@@ -261,7 +273,7 @@ def _write_products(kernel: Kernel, plan: Plan) -> Emitter:
             ):
                 masks = [e.mask(count - column - part * e.lanes) for part in range(wide)]
                 with e.loop(begin, end) as row:
-                    at = first_row + row
+                    at = first_row + walked(row)
                     place = e.load_integer(places, at) if w is x else at
                     for part, mask in enumerate(masks):
                         value = e.load_masked(mask, w, place * w_stride + column + part * e.lanes)
@@ -273,7 +285,7 @@ def _write_products(kernel: Kernel, plan: Plan) -> Emitter:
                             e.prefetch(place[0], count * next_row + part * e.lanes, write=True)
                     tile.call(
                         e, e.least(gates - unit, e.integer(tile.rows)), place, place,
-                        (e.at(dpre, begin * stride + unit), stride, end - begin, panel),
+                        (e.at(dpre, walked(begin) * stride + unit), onward, end - begin, panel),
                         columns=count - column,
                     )  # fmt: skip
 
@@ -283,7 +295,7 @@ def _write_products(kernel: Kernel, plan: Plan) -> Emitter:
         totals = [e.variable(e.vector, e.load(sums, vector)) for vector in vectors]
         with e.loop(0, rows) as row:
             for vector, total in zip(vectors, totals, strict=True):
-                total.set(total.get() + e.load(chunk, row * stride + vector))
+                total.set(total.get() + e.load(chunk, walked(row) * stride + vector))
         for vector, total in zip(vectors, totals, strict=True):
             e.store(total.get(), sums, vector)
 

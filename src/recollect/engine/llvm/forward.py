@@ -47,7 +47,7 @@ def write(plan: Plan, tiling: Tiling, *, save: bool) -> Kernel:
     kernel = Kernel(tiling, ("rows_of_set", "begun", "piece", *addresses(plan)))
     pack, steps = _write_pack(kernel, plan), _write_steps(kernel, plan, save=save)
     e = kernel.entry("forward")
-    # Its two halves can be called alone: whoever goes on step by step packs once.
+    # Its two halves can be called alone: whoever goes on step by step, or chunk by chunk, packs once.
     for name, stage in (("pack_weights", pack), ("advance", steps)):
         half = kernel.entry(name)
         threads = kernel.threads_to_pack(half, len(plan.gates)) if stage is pack else kernel.slot(half, "threads")
@@ -166,7 +166,8 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
     first_group, last_group = share.of_units(width // group)
 
     backward_in_time = kernel.slot(e, "backward_in_time").compare("!=", 0)
-    with walk(e, kernel, 0, kernel.slot(e, "steps"), descending=backward_in_time) as step:
+    begin_step, end_step = (kernel.slot(e, name) for name in ("begin", "end"))
+    with walk(e, kernel, begin_step, end_step, descending=backward_in_time) as step:
         odd = step.index & 1
         set_in, set_out = (turn * kernel.slot(e, "rows_of_set") for turn in (odd, e.integer(1) - odd))
 
@@ -267,6 +268,7 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
                                 wide.store_masked(result, mask, results_at[of], place * hidden + units)
         with e.when(share.by_units):
             kernel.barrier(e)
-    clear_padding(e, kernel, list(results_at.values()), hidden)
+    with e.when(begin_step.compare("==", 0)):
+        clear_padding(e, kernel, list(results_at.values()), hidden)
     e.builder.ret_void()
     return e

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,13 +17,14 @@ from recollect.engine.plan import Plan
 # rows of each step begin, ``block_rows`` [blocks][3] where blocks of batch rows do and end, and in which row their
 # states begin; each thread has some blocks that follow each other in that table.
 # ``places`` [all rows] says where each row stands in the caller's tensors; those past the first ``rows`` are padding.
+# ``begin`` and ``end`` are the steps of the walk through time that a call takes: all of them, or a chunk after another.
 COMMON = (
     "threads", "parallel", "thread_num", "num_threads", "yield_thread", "meeting",
-    "steps", "inputs", "hidden", "width", "blocks", "block_rows", "by_units", "backward_in_time", "offsets",
-    "places", "rows", "all_rows",
+    "steps", "begin", "end", "inputs", "hidden", "width", "blocks", "block_rows", "by_units", "backward_in_time",
+    "offsets", "places", "rows", "all_rows",
 )  # fmt: skip
 _MANY_WEIGHTS = 1 << 18  # copied in about the time that it takes to wake a thread on a busy machine
-_APART = 16  # integers: two cache lines, which some machines fetch together
+APART = 16  # integers: two cache lines, which some machines fetch together
 _SPINS = 100  # a few microseconds
 
 
@@ -100,9 +101,9 @@ class Kernel:
 
     def open_meeting(self, e: Emitter) -> None:
         """In an entry, make what `barrier` needs: two counters, on cache lines of their own."""
-        place = e.builder.alloca(I64, ir.Constant(I64, 2 * _APART))
+        place = e.builder.alloca(I64, ir.Constant(I64, 2 * APART))
         meeting = Value(e.builder, e.builder.bitcast(place, POINTER))
-        for counter in (0, _APART):
+        for counter in (0, APART):
             e.builder.store(e.integer(0).ir, e.integer_at(meeting, counter).ir)
         self.set_slot(e, "meeting", Value(e.builder, e.builder.ptrtoint(place, I64)))
 
@@ -117,24 +118,28 @@ class Kernel:
         e = self.function("barrier", POINTER, I64)
         e.function.attributes.add("noinline")
         build, threads, meeting = e.builder, e.arguments[1], self.pointer(e, "meeting")
-        arrived, generation = (e.integer_at(meeting, counter).ir for counter in (0, _APART))
-        now = build.load_atomic(generation, "acquire", 8, typ=I64)
-        before = Value(build, build.atomic_rmw("add", arrived, e.integer(1).ir, "acq_rel"))
+        arrived, generation = (e.integer_at(meeting, counter) for counter in (0, APART))
+        now = e.load_acquired(generation)
+        before = Value(build, build.atomic_rmw("add", arrived.ir, e.integer(1).ir, "acq_rel"))
         with build.if_else((before + 1).compare("==", threads).ir) as (last, others):
             with last:
-                build.atomic_rmw("xchg", arrived, e.integer(0).ir, "monotonic")
-                build.atomic_rmw("add", generation, e.integer(1).ir, "release")
-            with others, e.loop(0, 1 << 62) as turn:
-                met = build.icmp_signed("!=", build.load_atomic(generation, "acquire", 8, typ=I64), now)
-                with build.if_then(met):
-                    build.ret_void()
-                if self.tiling.pause:
-                    build.call(_declared(self.module, self.tiling.pause), [])
-                # Where a thread of the team is not running, whoever waits for it hands it the core.
-                with e.when(turn > _SPINS):
-                    e.call_address(self.slot(e, "yield_thread"), ir.FunctionType(ir.IntType(32), []))
+                build.atomic_rmw("xchg", arrived.ir, e.integer(0).ir, "monotonic")
+                build.atomic_rmw("add", generation.ir, e.integer(1).ir, "release")
+            with others:
+                self.return_when(e, lambda: e.load_acquired(generation).compare("!=", now))
         build.ret_void()
         return e.function
+
+    def return_when(self, e: Emitter, met: Callable[[], Value]) -> None:
+        """In a function that waits for another thread: look until that is ``met``, at first without giving way."""
+        with e.loop(0, 1 << 62) as turn:
+            with e.when(met()):
+                e.builder.ret_void()
+            if self.tiling.pause:
+                e.builder.call(_declared(self.module, self.tiling.pause), [])
+            # Where a thread of the team is not running, whoever waits for it hands it the core.
+            with e.when(turn > _SPINS):
+                e.call_address(self.slot(e, "yield_thread"), ir.FunctionType(ir.IntType(32), []))
 
 
 def _declared(module: ir.Module, name: str) -> ir.Function:

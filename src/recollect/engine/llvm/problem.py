@@ -136,7 +136,7 @@ class Problem:
         self.sums = round_up(self.columns, WIDE * tiling.lanes)
         self._common = {
             **team.slots, "threads": division.threads, "by_units": int(division.by_units),
-            "steps": self.steps, "inputs": inputs, "hidden": hidden, "width": self.width,
+            "steps": self.steps, "begin": 0, "end": self.steps, "inputs": inputs, "hidden": hidden, "width": self.width,
             "backward_in_time": int(reverse), "offsets": self._offsets.ctypes.data,
             "places": self._places.ctypes.data, "rows": self.rows, "all_rows": len(places),
         }  # fmt: skip

@@ -260,6 +260,10 @@ class Emitter:
     def load_integer(self, pointer: Value, index: Value | int) -> Value:
         return Value(self.builder, self.builder.load(self.integer_at(pointer, index).ir, typ=I64))
 
+    def load_acquired(self, pointer: Value) -> Value:
+        """An integer that another thread changes, and with it all that this thread had written before."""
+        return Value(self.builder, self.builder.load_atomic(pointer.ir, "acquire", 8, typ=I64))
+
     def splat(self, value: Value) -> Value:
         """One number, or integer, in every lane."""
         undefined = ir.Constant(ir.VectorType(value.ir.type, self.lanes), ir.Undefined)
