@@ -1,8 +1,8 @@
-"""The llvm backend in PyTorch: one layer, in all its directions, as an autograd Function."""
+"""The llvm backend in PyTorch: one layer in all its directions, or a stack of layers, as an autograd Function."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +10,7 @@ from torch._C import _functorch, _len_torch_dispatch_stack  # pyright: ignore[re
 from torch.autograd import forward_ad
 
 from recollect.cells.cell import Cell
-from recollect.engine import reference
+from recollect.engine import reference, wavefront
 from recollect.engine.buffers import Buffer
 from recollect.engine.calls import DTYPES, backward, forward, of_each, prepare
 from recollect.engine.layout import Layout
@@ -164,16 +164,95 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> Any:
-        needed = ctx.needs_input_grad[_BEFORE_TENSORS:]
-        if torch.is_grad_enabled() or any(map(_is_batched, grads)):
-            found = _differentiable_backward(ctx, needed, grads)
+        tensors, needed = ctx.saved_tensors, ctx.needs_input_grad[_BEFORE_TENSORS:]
+        if _must_be_differentiable(grads):
+            found = _differentiable_backward(lambda: _Layer.reference(ctx, tensors), tensors, needed, grads)
         else:
             extras = [extras for extras, _ in ctx.ways]
-            found = backward(ctx.problems, ctx.memories, ctx.saved_tensors, extras, needed, grads)
+            found = backward(ctx.problems, ctx.memories, tensors, extras, needed, grads)
         return (*[None] * _BEFORE_TENSORS, *found)
+
+    @staticmethod
+    def reference(ctx: Any, tensors: Sequence[Any]) -> list[torch.Tensor]:
+        """What `forward` returned, by the reference."""
+        x, own = tensors[0], of_each(len(ctx.ways), tensors[1:])
+        found = [_by_reference(ctx, x, its, way) for its, way in zip(own, ctx.ways, strict=True)]
+        return [each for outputs, final in found for each in (*outputs, *final)]
 
 
 _BEFORE_TENSORS = 5  # arguments of _Layer.forward before the tensors
+
+
+def run_layers(cell: Cell, x: torch.Tensor, layout: Layout, layers: Sequence[Direction]) -> list[Result] | None:
+    """Run layers on top of each other at the same time, where that pays; arguments and results as `run`'s.
+
+    Returns:
+        The final states of each layer, the last one's with its outputs; None where they had better run one by one.
+    """
+    if not wavefront.pays(cell, x, layout, layers):
+        return None
+    problems, tensors = wavefront.prepare(cell, x, layout, layers)
+    if torch.is_grad_enabled() and _any_requires_grad(tensors):
+        ways = [(each.extras, each.reverse) for each in layers]
+        flat = _Layers.apply(cell, layout, ways, problems, *tensors)
+    else:
+        flat = _of_layers(wavefront.forward(problems, tensors, [each.extras for each in layers], save=False))
+    outputs = len(problems[-1].plan.outputs)
+    finals = of_each(len(layers), flat[outputs:])
+    return [*[((), final) for final in finals[:-1]], (flat[:outputs], finals[-1])]
+
+
+def _of_layers(found: Sequence[Any]) -> tuple[torch.Tensor, ...]:
+    """The outputs of the last layer and the final states of each, in one row."""
+    return (*found[-1][0], *(state for _, final, *_ in found for state in final))
+
+
+class _Layers(torch.autograd.Function):
+    """Derivatives of `run_layers`; double backward goes through the reference, layer by layer."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        cell: Cell,
+        layout: Layout,
+        ways: Sequence[tuple[Extras, bool]],
+        problems: Sequence[Problem],
+        *tensors: Any,
+    ) -> Any:
+        ctx.set_materialize_grads(False)
+        found = wavefront.forward(problems, tensors, [extras for extras, _ in ways], save=True)
+        ctx.save_for_backward(*tensors, *(outputs[0] for outputs, _, _ in found[:-1]))
+        ctx.cell, ctx.layout, ctx.ways, ctx.problems = cell, layout, ways, problems
+        ctx.memories = [memory for _, _, memory in found]
+        return _of_layers(found)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> Any:
+        needed, saved = ctx.needs_input_grad[_BEFORE_LAYERS:], ctx.saved_tensors
+        tensors, between = saved[: len(needed)], saved[len(needed) :]
+        if _must_be_differentiable(grads):
+            found = _differentiable_backward(lambda: _Layers.reference(ctx, tensors), tensors, needed, grads)
+        else:
+            extras = [extras for extras, _ in ctx.ways]
+            found = wavefront.backward(ctx.problems, ctx.memories, tensors, between, extras, needed, grads)
+        return (*[None] * _BEFORE_LAYERS, *found)
+
+    @staticmethod
+    def reference(ctx: Any, tensors: Sequence[Any]) -> Sequence[torch.Tensor]:
+        """What `forward` returned, by the reference."""
+        x, found = tensors[0], []
+        for own, way in zip(of_each(len(ctx.ways), tensors[1:]), ctx.ways, strict=True):
+            found.append(_by_reference(ctx, x, own, way))
+            x = found[-1][0][0]
+        return _of_layers(found)
+
+
+_BEFORE_LAYERS = 4  # arguments of _Layers.forward before the tensors
+
+
+def _must_be_differentiable(grads: Sequence[torch.Tensor | None]) -> bool:
+    """Whether a backward pass is itself to be differentiated or batched, which kernels cannot be."""
+    return torch.is_grad_enabled() or any(map(_is_batched, grads))
 
 
 def _is_batched(grad: torch.Tensor | None) -> bool:
@@ -181,20 +260,25 @@ def _is_batched(grad: torch.Tensor | None) -> bool:
     return grad is not None and (_functorch.is_batchedtensor(grad) or _functorch.is_legacy_batchedtensor(grad))
 
 
+def _by_reference(ctx: Any, x: torch.Tensor, own: Sequence[Any], way: tuple[Extras, bool]) -> Result:
+    """One layer and direction, whose tensors are ``own``."""
+    (ih, hh, bias_ih, bias_hh, *rest), (extras, reverse) = own, way
+    states, vectors = rest[: len(ctx.cell.states)], rest[len(ctx.cell.states) :]
+    weights = Weights(ih, hh, bias_ih, bias_hh, None, vectors)
+    initial = None if states[0] is None else states
+    return reference.run(ctx.cell, x, ctx.layout, initial, weights, extras, reverse=reverse)
+
+
 def _differentiable_backward(
-    ctx: Any, needed: Sequence[bool], grads: Sequence[torch.Tensor | None]
+    run: Callable[[], Sequence[torch.Tensor]],
+    tensors: Sequence[Any],
+    needed: Sequence[bool],
+    grads: Sequence[torch.Tensor | None],
 ) -> list[torch.Tensor | None]:
-    """The backward pass in PyTorch's own operations, which can be differentiated and batched."""
-    tensors, create_graph = ctx.saved_tensors, torch.is_grad_enabled()
-    x, own = tensors[0], of_each(len(ctx.ways), tensors[1:])
-    results: list[torch.Tensor] = []
+    """The backward pass of what ``run`` makes of the tensors in PyTorch's own operations, for these can be both."""
+    create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        for (extras, reverse), (ih, hh, bias_ih, bias_hh, *rest) in zip(ctx.ways, own, strict=True):
-            states, vectors = rest[: len(ctx.cell.states)], rest[len(ctx.cell.states) :]
-            weights = Weights(ih, hh, bias_ih, bias_hh, None, vectors)
-            initial = None if states[0] is None else states
-            outputs, final = reference.run(ctx.cell, x, ctx.layout, initial, weights, extras, reverse=reverse)
-            results += (*outputs, *final)
+        results = run()
     pairs = [(out, grad) for out, grad in zip(results, grads, strict=True) if grad is not None and out.requires_grad]
     wanted = [place for place, need in enumerate(needed) if need]
     found = torch.autograd.grad(

@@ -15,7 +15,7 @@ from recollect.engine.llvm.division import divide
 from recollect.engine.llvm.kernels import Kernels, kernels_for
 from recollect.engine.llvm.problem import Pass, Problem
 from recollect.engine.llvm.team import Team, team
-from recollect.engine.llvm.together import run_together
+from recollect.engine.llvm.together import Strand, run_together
 from recollect.engine.plan import Variant
 from recollect.engine.readable import check_readable, readable
 from recollect.engine.reference import PLAIN, Direction, Extras
@@ -39,18 +39,25 @@ def prepare(
         The problems, and x followed by the tensors of each direction: the four parameters, the initial states, the
         vectors; None where there is none.
     """
-    make = kept_problem if layout.kept else _problem
-    inputs, threads, workers = x.shape[-1], torch.get_num_threads(), team()
+    inputs, count = x.shape[-1], len(directions)
     problems: list[Problem] = []
     tensors: list[Any] = [x]
-    for states, weights, extras, reverse, _ in directions:
-        ih, hh, bias_ih, bias_hh, _, vectors = weights
-        own = (ih, hh, bias_ih, bias_hh, *(states or (None,) * len(cell.states)), *vectors)
-        check_readable(cell, x, own, extras, layout.batch, hh.shape[1])
-        kind = (cell, x.dtype, extras.variant)
-        problems.append(make(kind, inputs, hh.shape[1], layout, reverse, threads, workers, len(directions)))
+    for direction in directions:
+        problem, own = prepare_one(cell, x, inputs, layout, direction, count)
+        problems.append(problem)
         tensors += own
     return problems, tensors
+
+
+def prepare_one(
+    cell: Cell, x: torch.Tensor, inputs: int, layout: Layout, direction: Direction, directions: int = 1
+) -> tuple[Problem, Sequence[Any]]:
+    """The same of one direction, of as many as the layer has, whose input is like ``x`` with so many features."""
+    states, (ih, hh, bias_ih, bias_hh, _, vectors), extras, reverse, _ = direction
+    own = (ih, hh, bias_ih, bias_hh, *(states or (None,) * len(cell.states)), *vectors)
+    check_readable(cell, x, inputs, own, extras, layout.batch, hh.shape[1])
+    make, kind = kept_problem if layout.kept else _problem, (cell, x.dtype, extras.variant)
+    return make(kind, inputs, hh.shape[1], layout, reverse, torch.get_num_threads(), team(), directions), own
 
 
 def _problem(
@@ -94,25 +101,27 @@ def _given(problem: Problem, extras: Extras) -> tuple[list[int], list[torch.Tens
 
 
 # What a direction's part of a call does before its kernel runs, and after.
-_Part = Generator["tuple[Pass, Sequence[int]]", None, _Result]
+Part = Generator["tuple[Pass, Sequence[int]]", None, _Result]
 
 
-def _run(problems: Sequence[Problem], parts: Sequence[_Part[_Result]]) -> list[_Result]:
+def _run(problems: Sequence[Problem], parts: Sequence[Part[_Result]]) -> list[_Result]:
     """Run the kernels of all directions of a layer."""
     if len(parts) == 1:
         kernel, addresses = next(parts[0])
         kernel.run(addresses)
-        return [_result_of(parts[0])]
+        return [result_of(parts[0])]
     kernels = [next(part) for part in parts]
     if problems[0].division.beside:
-        run_together([(kernel.address, kernel.arguments(addresses)) for kernel, addresses in kernels], problems[0].team)
+        strands = [Strand(kernel.address, 0, kernel.arguments(addresses)) for kernel, addresses in kernels]
+        run_together(strands, len(strands), problems[0].team)
     else:
         for kernel, addresses in kernels:
             kernel.run(addresses)
-    return [_result_of(part) for part in parts]
+    return [result_of(part) for part in parts]
 
 
-def _result_of(part: _Part[_Result]) -> _Result:
+def result_of(part: Part[_Result]) -> _Result:
+    """The result of a part whose kernel has run."""
     try:
         next(part)
     except StopIteration as end:
@@ -147,18 +156,32 @@ def forward(
     """
     found = readable(tensors)
     if len(problems) == 1:  # most calls by far
-        only = _forward(problems[0], found[0], found[1:], extras[0], save, memories[0] if memories else None)
-        return _run(problems, [only])
+        outputs, memory = new_outputs(problems[0], found[0]), memories[0] if memories else None
+        return _run(problems, [forward_part(problems[0], found[0], found[1:], extras[0], outputs, save, memory)])
     own = of_each(len(problems), found[1:])
     each = zip(problems, own, extras, memories or [None] * len(problems), strict=True)
-    return _run(
-        problems, [_forward(problem, found[0], own, added, save, memory) for problem, own, added, memory in each]
-    )
+    parts = [
+        forward_part(problem, found[0], its, added, new_outputs(problem, found[0]), save, memory)
+        for problem, its, added, memory in each
+    ]
+    return _run(problems, parts)
 
 
-def _forward(
-    problem: Problem, x: torch.Tensor, own: Sequence[Any], extras: Extras, save: bool, memory: torch.Tensor | None
-) -> _Part[tuple[list[torch.Tensor], list[torch.Tensor], Buffer | None]]:
+def new_outputs(problem: Problem, x: torch.Tensor) -> list[torch.Tensor]:
+    """Room for the outputs of one direction."""
+    return [x.new_empty((*x.shape[:-1], problem.hidden)) for _ in problem.plan.outputs]
+
+
+def forward_part(
+    problem: Problem,
+    x: torch.Tensor,
+    own: Sequence[Any],
+    extras: Extras,
+    outputs: list[torch.Tensor],
+    save: bool,
+    memory: torch.Tensor | None = None,
+) -> Part[tuple[list[torch.Tensor], list[torch.Tensor], Buffer | None]]:
+    """What `forward` does for one direction, whose tensors are ``own``."""
     weight_ih, weight_hh, bias_ih, bias_hh, *rest = own
     plan, batch, hidden, width = problem.plan, problem.batch, problem.hidden, problem.width
     count = len(rest) - len(plan.vectors)
@@ -168,7 +191,6 @@ def _forward(
     else:
         initial = _fed(extras, initial)
         starts = [each.data_ptr() for each in initial]
-    outputs = [x.new_empty((*x.shape[:-1], hidden)) for _ in plan.outputs]
     final = [x.new_empty((1, batch, width)) for _ in plan.states]
     given, alive = _given(problem, extras)
     kernel = problem.train if save else problem.infer
@@ -220,7 +242,9 @@ def backward(
     own, wanted, leaving = (of_each(len(problems), each) for each in (found[1:], needed[1:], grads))
     each = zip(problems, memories, own, extras, wanted, leaving, strict=True)
     parts = [
-        _backward(problem, memory, found[0], own, added, [needed[0], *wanted], its)
+        backward_part(
+            problem, memory, found[0], own, added, torch.empty_like(found[0]) if needed[0] else None, wanted, its
+        )
         for problem, memory, own, added, wanted, its in each
     ]
     (dx, *result), *others = _run(problems, parts)
@@ -230,15 +254,17 @@ def backward(
     return [dx, *result]
 
 
-def _backward(
+def backward_part(
     problem: Problem,
     memory: Buffer,
     x: torch.Tensor,
     own: Sequence[Any],
     extras: Extras,
+    dx: torch.Tensor | None,
     needed: Sequence[bool],
     grads: Sequence[torch.Tensor | None],
-) -> _Part[list[Any]]:
+) -> Part[list[Any]]:
+    """What `backward` does for one direction, whose tensors are ``own``; ``dx`` is room for the gradient of x."""
     weight_ih, weight_hh, _, _, *rest = own
     plan, hidden, gates = problem.plan, problem.hidden, problem.gates
     count, wanted = len(rest) - len(plan.vectors), len(plan.outputs)
@@ -248,8 +274,7 @@ def _backward(
             into[:, :hidden] = grad[0]
     restarts = [torch.zeros_like(each) for each in dstates] if plan.resets else []
     sums = x.new_zeros(problem.sums)
-    dx = torch.empty_like(x) if needed[0] else None
-    dw_ih, dw_hh = (torch.zeros_like(w) if needed[1] or needed[2] else None for w in (weight_ih, weight_hh))
+    dw_ih, dw_hh = (torch.zeros_like(w) if needed[0] or needed[1] else None for w in (weight_ih, weight_hh))
     zeros = x.new_zeros(hidden) if any(grad is None for grad in grads[:wanted]) else x
     doutputs = [zeros if grad is None else grad for grad in readable(grads[:wanted])]
     given, alive = _given(problem, extras)
@@ -281,17 +306,9 @@ def _backward(
         dinitial = [each + restart[:, :hidden] for each, restart in zip(dinitial, restarts, strict=True)]
     if extras.feed_mask is not None:
         dinitial[0] = dinitial[0] + dinitial.pop() * extras.feed_mask
-    dinitial = [each.unsqueeze(0) if needed else None for each, needed in zip(dinitial, needed[5:], strict=False)]
+    dinitial = [each.unsqueeze(0) if needed else None for each, needed in zip(dinitial, needed[4:], strict=False)]
     dbias_ih = sums[:gates]
     dbias_hh = sums[gates : 2 * gates] if plan.split else dbias_ih
     dvectors = sums[problem.columns - len(plan.vectors) * hidden : problem.columns]
-    found = [
-        dx,
-        dw_ih,
-        dw_hh,
-        dbias_ih,
-        dbias_hh,
-        *dinitial,
-        *(dvectors.split(hidden) if plan.vectors else ()),
-    ]
-    return [grad if wanted else None for grad, wanted in zip(found, needed, strict=True)]
+    found = [dw_ih, dw_hh, dbias_ih, dbias_hh, *dinitial, *(dvectors.split(hidden) if plan.vectors else ())]
+    return [dx, *(grad if wanted else None for grad, wanted in zip(found, needed, strict=True))]

@@ -140,9 +140,10 @@ def kernels_serve(x: torch.Tensor) -> bool:
 
 def run(cell: Cell, x: torch.Tensor, layout: Layout, directions: Sequence[Direction]) -> list[reference.Result]:
     """Run one layer, in all its directions, on the backend that serves it; see `reference.run`."""
-    listener, first = _listener.get(), directions[0]
-    if listener is None and _forced in ("auto", "llvm") and first.weights.hr is None and autograd.obstacle(x) is None:
+    first = directions[0]
+    if _on_llvm(x, first):
         return autograd.run(cell, x, layout, directions)  # most calls by far
+    listener = _listener.get()
     choice = choose(cell, x, projected=first.weights.hr is not None, variant=first.extras.variant)
     if choice.name == "reference" and listener is None and _forced != "reference":
         _warn_once(choice)
@@ -154,6 +155,23 @@ def run(cell: Cell, x: torch.Tensor, layout: Layout, directions: Sequence[Direct
             tap = listener(label) if listener else None
             results.append(reference.run(cell, x, layout, states, weights, extras, reverse=reverse, tap=tap))
     return results
+
+
+def run_layers(
+    cell: Cell, x: torch.Tensor, layout: Layout, layers: Sequence[Direction]
+) -> list[reference.Result] | None:
+    """Run layers in one direction, each on the outputs of the one before, at the same time; None where not to."""
+    return autograd.run_layers(cell, x, layout, layers) if _on_llvm(x, layers[0]) else None
+
+
+def _on_llvm(x: torch.Tensor, direction: Direction) -> bool:
+    """Whether llvm is what serves such a layer, without asking why."""
+    return (
+        _listener.get() is None
+        and _forced in ("auto", "llvm")
+        and direction.weights.hr is None
+        and autograd.obstacle(x) is None
+    )
 
 
 def _warn_once(choice: Choice) -> None:

@@ -18,12 +18,15 @@ def readable(tensors: Sequence[Any]) -> list[Any]:
     return [None if each is None else each.contiguous().resolve_neg() for each in tensors]
 
 
-def check_readable(cell: Cell, x: torch.Tensor, own: Sequence[Any], extras: Extras, batch: int, hidden: int) -> None:
+def check_readable(
+    cell: Cell, x: torch.Tensor, inputs: int, own: Sequence[Any], extras: Extras, batch: int, hidden: int
+) -> None:
     """Refuse tensors whose memory is not what the kernel will read.
 
     Args:
         cell: the step.
-        x: the input.
+        x: the input, or that of a layer below.
+        inputs: I, features of the input.
         own: the four parameters, the initial states, the vectors; None where there is none.
         extras: what the call adds.
         batch, hidden: B and H.
@@ -32,7 +35,7 @@ def check_readable(cell: Cell, x: torch.Tensor, own: Sequence[Any], extras: Extr
         InputError: a parameter, or what the call adds, has another shape, dtype or device than the layer needs.
     """
     dtype, device = x.dtype, x.device
-    wanted = _shapes(len(cell.gates) * hidden, x.shape[-1], hidden, batch, len(cell.states), len(cell.vectors))
+    wanted = _shapes(len(cell.gates) * hidden, inputs, hidden, batch, len(cell.states), len(cell.vectors))
     for place, (tensor, shape) in enumerate(zip(own, wanted, strict=True)):
         if tensor is None:
             continue

@@ -78,33 +78,46 @@ class Stack:
         weights = self._weights(parameters)
         dropout, extras = self._additions(layout, resets, noise, count)
         initial = None if states is None else [layout.sort(state) for state in states]
-        data = rows_of(x)
-        run = run_layer or dispatch.run
-        results: list[Result] = []
-        finals: list[tuple[torch.Tensor, ...]] = []
-        for layer in range(self.num_layers):
-            if layer and dropout:
-                data = data * dropout[layer - 1]
-            places = range(layer * directions, (layer + 1) * directions)
-            parts = [
-                Direction(
-                    None if initial is None else [_one(state, place) for state in initial],
-                    weights[place],
-                    extras[place] if extras else PLAIN,
-                    place > places[0],
-                    f"l{layer}_reverse" if place > places[0] else f"l{layer}",
-                )
-                for place in places
-            ]
-            results = run(self.cell, data, layout, parts)
-            finals += [final for _, final in results]
-            data = _joined([outputs[0] for outputs, _ in results], -1)
-        others = [_joined(each, -1) for each in zip(*(outputs[1:] for outputs, _ in results), strict=True)]
-        stacked = [_joined(each, 0) for each in zip(*finals, strict=True)]
-        outputs = [data, *others]
+        runs = [
+            Direction(
+                None if initial is None else [_one(state, place) for state in initial],
+                weights[place],
+                extras[place] if extras else PLAIN,
+                place % directions > 0,
+                f"l{place // directions}" + ("_reverse" if place % directions else ""),
+            )
+            for place in range(count)
+        ]
+        data, found = rows_of(x), None
+        if self.num_layers > 1 and not (self.bidirectional or dropout or run_layer):
+            found = dispatch.run_layers(self.cell, data, layout, runs)
+        if found is None:
+            layers = [runs[first : first + directions] for first in range(0, count, directions)]
+            found = self._one_by_one(data, layout, layers, dropout, run_layer or dispatch.run)
+        outputs = [_joined(each, -1) for each in zip(*(outputs for outputs, _ in found[-directions:]), strict=True)]
+        stacked = [_joined(each, 0) for each in zip(*(final for _, final in found), strict=True)]
         if isinstance(x, PackedSequence):
             outputs = [PackedSequence(each, *x[1:]) for each in outputs]
         return outputs, [layout.unsort(each) for each in stacked]
+
+    def _one_by_one(
+        self,
+        data: torch.Tensor,
+        layout: Layout,
+        layers: Sequence[Sequence[Direction]],
+        dropout: Sequence[torch.Tensor],
+        run: Callable[..., list[Result]],
+    ) -> list[Result]:
+        """Run the layers one after the other; only the last ones' outputs are left."""
+        found: list[Result] = []
+        results = run(self.cell, data, layout, layers[0])
+        for layer, directions in enumerate(layers[1:]):
+            found += [((), final) for _, final in results]
+            data = _joined([outputs[0] for outputs, _ in results], -1)
+            if dropout:
+                data = data * dropout[layer]
+            results = run(self.cell, data, layout, directions)
+        return [*found, *results]
 
     def _additions(
         self, layout: Layout, resets: torch.Tensor | None, noise: Sequence[torch.Tensor], count: int

@@ -56,6 +56,24 @@ def divide(
     return one
 
 
+def layers_beside(
+    kernels: Kernels, inputs: int, hidden: int, batch: int, rows: int, steps: int, threads: int, layers: int
+) -> bool:
+    """Whether the layers of a stack had better run at the same time, a chunk of steps apart, on a thread each.
+
+    Not where one of them alone has a use for more threads, be it for its units only: a thread then reads half of a
+    layer's weights from its own cache in each step, and would read all of them from one further away.
+
+    Args:
+        kernels, inputs, hidden, batch, rows, steps, threads: as for `divide`, of the first layer.
+        layers: how many there are.
+    """
+    first, above = (len(kernels.plan.gates) * hidden * (each + hidden) for each in (inputs, hidden))
+    if threads == 1 or rows * (first + (layers - 1) * above) < _ALONE:
+        return False
+    return all(_divide_one(kernels, each, batch, rows, steps, threads).threads == 1 for each in (first, above))
+
+
 def _divide_one(kernels: Kernels, weights: int, batch: int, rows: int, steps: int, threads: int) -> Division:
     """Choose for one direction by itself."""
     if threads == 1 or rows * weights < _ALONE:

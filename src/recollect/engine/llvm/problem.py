@@ -79,6 +79,11 @@ class Pass:
         arguments[self._first :] = addresses  # of another number it would raise
         return arguments
 
+    @cached_property
+    def halves(self) -> tuple[int, int]:
+        """The addresses of what packs and of what goes through steps, kept: LLVM is asked for one under a lock."""
+        return self.entry("pack_weights"), self.entry("advance")
+
     def run(self, addresses: Sequence[int]) -> None:
         """Run the kernel."""
         self._function.run(self.arguments(addresses))

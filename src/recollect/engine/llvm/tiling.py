@@ -70,9 +70,9 @@ def round_up(count: int, unit: int) -> int:
     return -(-count // unit) * unit
 
 
-def without_tiles(dtype: str, lanes: int) -> Tiling:
+def without_tiles(dtype: str, lanes: int, pause: str = "") -> Tiling:
     """For a kernel that has vectors and no tiles."""
-    return Tiling(dtype, lanes, 0, 0, 0, 0, 0, pause="", mode_register="")
+    return Tiling(dtype, lanes, 0, 0, 0, 0, 0, pause=pause, mode_register="")
 
 
 def make_tiling(plan: Plan, machine: Machine, dtype: str, inputs: int, hidden: int) -> Tiling:
