@@ -14,7 +14,7 @@ _ALWAYS = ("jmp", "jmpq", "b", "ret", "retq", "br")
 # Addresses relative to the stack pointer; "lea" only computes one.
 STACK = re.compile(r"^(?!lea).*(\(%rsp|\[sp)")
 # A product that is added to an accumulator; where there is no such instruction, the product.
-MULTIPLY_ADD = re.compile(r"^(vfn?m(add|sub)\d+p[sd]|fml[as]|v?mulp[sd])\b")
+MULTIPLY_ADD = re.compile(r"^(vfn?m(add|sub)\d+p[sd]|vdpbf16ps|fml[as]|v?mulp[sd])\b")
 
 
 class Block:

@@ -58,9 +58,10 @@ def _poison():
 
 @pytest.fixture(autouse=True)
 def _settings():
-    """Undo what a test does to the backend, the threads and the default dtype."""
+    """Undo what a test does to the backend, the precision, the threads and the default dtype."""
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     yield
     recollect.set_backend("auto")
+    recollect.set_precision("float32")
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)

@@ -12,7 +12,7 @@ import recollect
 NAMES = {
     "recollect": """
         Forecaster __version__ cell cells clip_by_global_norm clip_by_value convert datasets detach_state diagnose
-        errors load nn release_buffers save set_backend stream tbptt training
+        errors load nn release_buffers save set_backend set_precision stream tbptt training
     """,
     "recollect.nn": "GRU GRUCell LSTM LSTMCell RNN RNNCell Recurrent convert init",
     "recollect.cells": "cifg_lstm gru lstm mgu peephole_lstm rnn_relu rnn_tanh slstm",

@@ -28,6 +28,7 @@ _HOME = {
     "release_buffers": "recollect.engine.buffers",
     "save": "recollect.model_file",
     "set_backend": "recollect.engine.dispatch",
+    "set_precision": "recollect.engine.precision",
     "stream": "recollect.stream",
     "tbptt": "recollect.training",
     "training": "recollect.training",
@@ -50,6 +51,7 @@ __all__ = [
     "release_buffers",
     "save",
     "set_backend",
+    "set_precision",
     "stream",
     "tbptt",
     "training",
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
     from recollect.diagnosis import diagnose
     from recollect.engine.buffers import release_buffers
     from recollect.engine.dispatch import set_backend
+    from recollect.engine.precision import set_precision
     from recollect.estimators import Forecaster
     from recollect.model_file import load, save
     from recollect.nn import convert

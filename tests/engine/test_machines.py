@@ -32,6 +32,10 @@ MACHINES = {
     "NEON apple-m1": machine("arm64-apple-macosx", "apple-m1", {"neon": True}),
 }
 
+BFLOAT16 = {
+    f"AVX512-BF16 {cpu}": machine(X86, cpu, AVX512 | {"avx512bf16": True}) for cpu in ("znver4", "sapphirerapids")
+}
+
 
 # Right numbers ------------------------------------------------------------------------------------
 
@@ -66,11 +70,11 @@ def _targets():
     llvm.initialize_all_asmprinters()
 
 
-def tile_loops(cell, dtype, machine, vectors_in, vectors_hidden):
+def tile_loops(cell, dtype, machine, vectors_in, vectors_hidden, *, bfloat16=False):
     """The innermost loops of all tiles of a cell's kernels: (tile, rows, instructions)."""
     plan = make_plan(cell.graph, cell.gates, cell.states, cell.vectors)
     lanes = machine.lanes(dtype)
-    tiling = make_tiling(plan, machine, dtype, vectors_in * lanes, vectors_hidden * lanes)
+    tiling = make_tiling(plan, machine, dtype, vectors_in * lanes, vectors_hidden * lanes, bfloat16=bfloat16)
     for kernel in (forward.write(plan, tiling, save=True), backward.write(plan, tiling)):
         for name, blocks in functions(assembly(str(kernel.module), machine)).items():
             tile = _TILE.fullmatch(name)
@@ -83,15 +87,18 @@ def multiply_adds(loop):
     return sum(bool(MULTIPLY_ADD.match(code)) for code in loop)
 
 
-def check(cell, dtype, machine, vectors_in, vectors_hidden):
+def check(cell, dtype, machine, vectors_in, vectors_hidden, *, bfloat16=False):
     """Every accumulator of every tile stays in its register, and every address too."""
     tallest = {}
-    for tile, rows, loop in tile_loops(cells.by_name(cell), dtype, machine, vectors_in, vectors_hidden):
+    sizes = (vectors_in, vectors_hidden)
+    for tile, rows, loop in tile_loops(cells.by_name(cell), dtype, machine, *sizes, bfloat16=bfloat16):
         spilled = [code for code in loop if STACK.match(code)]
         assert not spilled, f"{tile} of {rows} rows: {spilled}"
         count = multiply_adds(loop)
         assert count
         assert count % rows == 0
+        assert sum(code.startswith("vdpbf16ps") for code in loop) == count * bfloat16
+        assert not any(code.startswith("vcvt") for code in loop)
         tallest[tile] = max(tallest.get(tile, 0), count)
     assert tallest.keys() >= {"tile", "carry", "input", f"weight_{vectors_in}", f"weight_{vectors_hidden}"}
     # The tiles are as large as registers allow.
@@ -127,12 +134,41 @@ def test_no_tile_of_any_cell_spills(name, case):
     check(case[0], case[1], MACHINES[name], *case[2:])
 
 
+@pytest.mark.parametrize("cell", ["lstm", pytest.param("gru", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", BFLOAT16)
+def test_products_of_pairs_are_one_instruction_each(name, cell):
+    check(cell, "float32", BFLOAT16[name], 3, 4, bfloat16=True)
+
+
+@pytest.mark.parametrize("name", BFLOAT16)
+def test_operands_are_rounded_by_one_instruction(name):
+    plan, machine = _plan("gru"), BFLOAT16[name]
+    tiling = make_tiling(plan, machine, "float32", 16, 16, bfloat16=True)
+    for kernel, rounding in (
+        (forward.write(plan, tiling, save=False), {"pack_units", "steps"}),
+        (backward.write(plan, tiling), {"pack", "steps", "products"}),
+    ):
+        text = assembly(str(kernel.module), machine)
+        found = {
+            name
+            for name, blocks in functions(text).items()
+            if any(code.startswith(("vcvtneps2bf16", "vcvtne2ps2bf16")) for block in blocks for code in block.code)
+        }
+        assert found == rounding
+
+
 @pytest.mark.parametrize("name", ["AVX2 haswell", "AVX-512 znver4", "NEON neoverse-n1"])
 def test_a_spill_would_be_seen(name):
     """Four rows more than fit."""
     crowded = dataclasses.replace(MACHINES[name], accumulators=MACHINES[name].accumulators + 16)
     loops = list(tile_loops(cells.lstm, "float32", crowded, 4, 4))
     assert any(STACK.match(code) for _, _, loop in loops for code in loop)
+
+
+def test_what_has_avx512_bf16_multiplies_in_bfloat16():
+    assert {each.bfloat16 for each in BFLOAT16.values()} == {"native"}
+    assert not any(each.bfloat16 for each in MACHINES.values())
+    assert not machine(X86, "znver4", {"avx512bf16": True}).bfloat16
 
 
 def test_the_host_is_one_of_them():

@@ -182,7 +182,7 @@ def test_the_backward_pass_does_not_run_the_forward_pass_again(monkeypatch):
 def test_a_tape_of_another_layer_is_refused():
     """A kernel gets its address."""
     layer, x = nn.GRU(3, 5), torch.randn(4, 2, 3)
-    states, shape = [torch.zeros(1, 2, 5)], (layer.cell.text, compiled._layout(layer._stack(False)))
+    states, shape = [torch.zeros(1, 2, 5)], (layer.cell.text, compiled._layout(layer._stack(False, torch.float32)))
     given = (x, [], None, None, states, layer._flat_weights(), [])
     y, _, *tape = compiled._recurrent(*given, *shape, True)
     tape[-1] = tape[-1][:10]
@@ -249,7 +249,7 @@ def test_opcheck(name, how, monkeypatch):
     keywords = ways.get(how, {})
     if how == "no valid step":
         keywords = {"lengths": torch.zeros(3, dtype=torch.int64)}
-    stack = layer._stack(True)
+    stack = layer._stack(True, torch.float32)
     runs = layer.num_layers * layer._directions
     states = [torch.randn(runs, 0 if how == "empty batch" else 3, size, requires_grad=True)
               for size in layer._state_sizes().values()]  # fmt: skip
@@ -271,7 +271,7 @@ def test_second_derivatives_of_the_operator(tapes):
     states = [torch.randn(1, 2, 3, dtype=torch.float64, requires_grad=True)]
 
     def operator(x, state):
-        layout = compiled._layout(layer._stack(False))
+        layout = compiled._layout(layer._stack(False, torch.float32))
         arguments = (x, [], None, None, [state], layer._flat_weights(), [], layer.cell.text, layout)
         return compiled._recurrent(*arguments, tapes)[:2]
 

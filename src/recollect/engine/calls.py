@@ -308,7 +308,7 @@ def backward_part(
         dinitial[0] = dinitial[0] + dinitial.pop() * extras.feed_mask
     dinitial = [each.unsqueeze(0) if needed else None for each, needed in zip(dinitial, needed[4:], strict=False)]
     dbias_ih = sums[:gates]
-    dbias_hh = sums[gates : 2 * gates] if plan.split else dbias_ih
+    dbias_hh = sums[problem.gate_columns :][:gates] if plan.split else dbias_ih
     dvectors = sums[problem.columns - len(plan.vectors) * hidden : problem.columns]
     found = [dw_ih, dw_hh, dbias_ih, dbias_hh, *dinitial, *(dvectors.split(hidden) if plan.vectors else ())]
     return [dx, *(grad if wanted else None for grad, wanted in zip(found, needed, strict=True))]

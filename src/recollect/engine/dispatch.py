@@ -106,6 +106,14 @@ def choose(cell: Cell, x: torch.Tensor, *, projected: bool = False, variant: Var
     Raises:
         BackendError: a backend was forced that cannot serve them.
     """
+    choice = _choose(cell, x, projected, variant._replace(bfloat16=False))
+    if not variant.bfloat16:
+        return choice
+    rounded = "multiplying in bfloat16" if choice.name == "llvm" else "in float32, as only llvm multiplies in bfloat16"
+    return Choice(choice.name, f"{choice.why}; {rounded}")
+
+
+def _choose(cell: Cell, x: torch.Tensor, projected: bool, variant: Variant) -> Choice:
     if _listener.get() is not None:
         return Choice("reference", "a diagnosis is listening")
     if _forced == "reference":

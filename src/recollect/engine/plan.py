@@ -37,12 +37,14 @@ class Variant(NamedTuple):
         feed_mask: W_hh multiplies ``m h`` rather than h, with m the leaf ``mask.h`` (Gal & Ghahramani, 2016).
         resets: a row's states may return to their initial values before a step.
         all_states: every state of every step is a result, not only the output.
+        bfloat16: products are of numbers rounded to bfloat16; that is up to the kernels, and no part of a plan.
     """
 
     zoneout: bool = False
     feed_mask: bool = False
     resets: bool = False
     all_states: bool = False
+    bfloat16: bool = False
 
 
 _PLAIN = Variant()

@@ -48,6 +48,7 @@ class Extras(NamedTuple):
             its old value it keeps.
         all_states: return every state of every step, not only the output.
         checkpoint: the steps of the segments that kernels train in, or ``"auto"``; see `engine.segments`.
+        bfloat16: kernels round what they multiply; the loops in PyTorch do not.
     """
 
     resets: torch.Tensor | None = None
@@ -55,13 +56,16 @@ class Extras(NamedTuple):
     keep: Sequence[torch.Tensor] = ()
     all_states: bool = False
     checkpoint: int | str | None = None
+    bfloat16: bool = False
 
     @property
     def variant(self) -> Variant:
         """The kind of kernel that serves such a call."""
         if self is PLAIN:  # most calls by far
             return _PLAIN
-        return Variant(bool(self.keep), self.feed_mask is not None, self.resets is not None, self.all_states)
+        return Variant(
+            bool(self.keep), self.feed_mask is not None, self.resets is not None, self.all_states, self.bfloat16
+        )
 
 
 PLAIN, _PLAIN = Extras(), Variant()

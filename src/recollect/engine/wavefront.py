@@ -44,7 +44,8 @@ _CHUNKS, _FEWEST_STEPS = 16, 8
 def pays(cell: Cell, x: torch.Tensor, layout: Layout, layers: Sequence[Direction]) -> bool:
     """Whether layers on top of each other, the first with the input ``x``, had better run as a wavefront."""
     extras, threads = layers[0].extras, team().size(torch.get_num_threads())
-    if not layout.count or extras.checkpoint is not None:
+    # Of products in bfloat16, pairs of rows begin where a chunk does: its size would change bits.
+    if not layout.count or extras.checkpoint is not None or extras.bfloat16:
         return False
     kernels, hidden = kernels_of(cell, x.dtype, extras.variant), layers[0].weights.hh.shape[1]
     sizes = (x.shape[-1], hidden, layout.batch, layout.count, len(layout.sizes))

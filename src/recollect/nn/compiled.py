@@ -61,7 +61,10 @@ def run(
     return [PackedSequence(each, *x[1:]) for each in outputs] if packing else outputs, final
 
 
-_FLAGS = ("bidirectional", "batch_first", "bias", "projected", "dropout", "recurrent_dropout", "zoneout", "all_states")
+_FLAGS = (
+    "bidirectional", "batch_first", "bias", "projected", "dropout", "recurrent_dropout", "zoneout", "all_states",
+    "bfloat16",
+)  # fmt: skip
 
 
 # A compiler keeps on disk what it made of a graph, sizes of results included, and looks at the graph only to see
@@ -124,7 +127,7 @@ def _(x, packing, lengths, resets, states, parameters, noise, cell, layout, tape
         for layer in range(stack.num_layers):
             width = x.shape[-1] if layer == 0 else directions * states[0].shape[2]
             all_states = stack.all_states and layer == stack.num_layers - 1
-            variant = Variant(stack.zoneout, stack.recurrent_dropout, resets is not None, all_states)
+            variant = Variant(stack.zoneout, stack.recurrent_dropout, resets is not None, all_states, stack.bfloat16)
             for _ in range(directions):
                 kept = states[: len(states) if all_states else 1]
                 outputs = [x.new_empty(*x.shape[:-1], state.shape[2]) for state in kept]

@@ -15,6 +15,7 @@ from recollect.cells.cell import Cell
 from recollect.engine import dispatch
 from recollect.engine.masks import Masks
 from recollect.engine.plan import Variant
+from recollect.engine.precision import is_bfloat16
 from recollect.errors import InputError, NotYetError
 from recollect.nn import compiled
 from recollect.nn.checks import (
@@ -227,7 +228,7 @@ class Recurrent(nn.Module):
         rows = packed_batch(batch) if packed else batch.shape[axis]
         initial = self._initial_states(state, batch, rows, unbatched=unbatched)
         noise = self._noise(batch, rows)
-        arguments = (self._stack(return_states), batch, lengths, flags, initial, parameters, noise)
+        arguments = (self._stack(return_states, parameters[0].dtype), batch, lengths, flags, initial, parameters, noise)
         run: Any = compiled.run if torch.compiler.is_compiling() else Stack.run
         if autocast:
             with without_autocast(rows_of(batch)):
@@ -239,7 +240,7 @@ class Recurrent(nn.Module):
         results = (outputs[0], _one_or_all(final))
         return (*results, _one_or_all(outputs)) if return_states else results
 
-    def _stack(self, all_states: bool) -> Stack:
+    def _stack(self, all_states: bool, dtype: torch.dtype) -> Stack:
         return Stack(
             self.cell, self.num_layers, self.bidirectional, self.batch_first, self.bias, self.proj_size > 0,
             dropout=self.training and self.dropout > 0 and self.num_layers > 1,
@@ -247,6 +248,7 @@ class Recurrent(nn.Module):
             zoneout=any(self.zoneout),
             all_states=all_states,
             checkpoint=self.checkpoint,
+            bfloat16=is_bfloat16(dtype),
         )  # fmt: skip
 
     def _noise(self, x: torch.Tensor | PackedSequence, batch: int) -> list[torch.Tensor]:
@@ -294,8 +296,10 @@ class Recurrent(nn.Module):
         Returns:
             A sentence that begins with the backend's name, such as ``"llvm: ..."``.
         """
-        variant = Variant(any(self.zoneout), self.training and self.recurrent_dropout > 0)
-        return str(dispatch.choose(self.cell, check_tensor(rows_of(x)), projected=self.proj_size > 0, variant=variant))
+        rows = check_tensor(rows_of(x))
+        dropped = self.training and self.recurrent_dropout > 0
+        variant = Variant(any(self.zoneout), dropped, bfloat16=is_bfloat16(rows.dtype))
+        return str(dispatch.choose(self.cell, rows, projected=self.proj_size > 0, variant=variant))
 
     def _check_input(self, x: Any, weight: torch.Tensor) -> None:
         # Almost every call, said briefly; what differs from it is looked at more closely.

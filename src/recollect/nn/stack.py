@@ -31,6 +31,7 @@ class Stack:
         dropout, recurrent_dropout, zoneout: whether a call brings noise of this kind.
         all_states: whether a call returns every state of every step.
         checkpoint: as in `Recurrent`; how a call is computed, not what.
+        bfloat16: whether kernels multiply in bfloat16; see `recollect.set_precision`.
     """
 
     cell: Cell
@@ -44,6 +45,7 @@ class Stack:
     zoneout: bool
     all_states: bool
     checkpoint: int | str | None = None
+    bfloat16: bool = False
 
     def run(
         self,
@@ -123,7 +125,8 @@ class Stack:
         self, layout: Layout, resets: torch.Tensor | None, noise: Sequence[torch.Tensor], count: int
     ) -> tuple[list[torch.Tensor], list[Extras]]:
         """The dropout masks between layers, and what is added to each layer and direction; empty where nothing is."""
-        if resets is None and not noise and not self.all_states and self.checkpoint is None:
+        computed = self.checkpoint is not None or self.bfloat16  # in another way than usual
+        if resets is None and not noise and not self.all_states and not computed:
             return [], []  # most calls by far
 
         given = iter(noise)
@@ -134,8 +137,8 @@ class Stack:
         all_states = [self.all_states and place >= last for place in range(count)]
         found = []
         for mask, kept, every in zip(feed_masks, keep, all_states, strict=True):
-            plain = resets is None and mask is None and not kept and not every and self.checkpoint is None
-            found.append(PLAIN if plain else Extras(resets, mask, kept, every, self.checkpoint))
+            plain = resets is None and mask is None and not kept and not every and not computed
+            found.append(PLAIN if plain else Extras(resets, mask, kept, every, self.checkpoint, self.bfloat16))
         return dropout, found
 
     def _weights(self, parameters: Sequence[torch.Tensor]) -> list[Weights]:

@@ -17,7 +17,9 @@ from recollect import cells
 from recollect.cells.cell import Cell
 from recollect.engine import dispatch
 from recollect.engine.layout import dense
-from recollect.engine.reference import PLAIN, Direction, Weights
+from recollect.engine.plan import Variant
+from recollect.engine.precision import is_bfloat16
+from recollect.engine.reference import PLAIN, Direction, Extras, Weights
 from recollect.nn import compiled
 from recollect.nn.checks import (
     as_parameters,
@@ -96,21 +98,22 @@ class _TorchCell(nn.Module):
         return new[0] if len(new) == 1 else tuple(new)
 
     def _step(self, x: torch.Tensor, states: list[torch.Tensor]) -> Sequence[torch.Tensor]:
-        biases = (self.bias_ih, self.bias_hh)
+        biases, bfloat16 = (self.bias_ih, self.bias_hh), is_bfloat16(x.dtype)
         if torch.compiler.is_compiling():
-            stack = Stack(self.cell, 1, False, False, self.bias, False, False, False, False, False)
+            stack = Stack(self.cell, 1, False, False, self.bias, False, False, False, False, False, bfloat16=bfloat16)
             flat = [self.weight_ih, self.weight_hh, *(biases if self.bias else ())]
             _, new = compiled.run(stack, x.unsqueeze(0), None, None, [each.unsqueeze(0) for each in states], flat, [])
             return [each.squeeze(0) for each in new]
         weights = Weights(self.weight_ih, self.weight_hh, *biases)
         x, rows = x.unsqueeze(0), [each.unsqueeze(0) for each in states]
-        direction = Direction(rows, weights, PLAIN, False, "cell")
+        direction = Direction(rows, weights, Extras(bfloat16=True) if bfloat16 else PLAIN, False, "cell")
         [(_, new)] = dispatch.run(self.cell, x, dense(x.shape[1], 1), [direction])
         return [each.squeeze(0) for each in new]
 
     def backend_for(self, x: torch.Tensor) -> str:
         """Say which backend would serve ``self(x)``, and why not the others."""
-        return str(dispatch.choose(self.cell, check_tensor(x)))
+        x = check_tensor(x)
+        return str(dispatch.choose(self.cell, x, variant=Variant(bfloat16=is_bfloat16(x.dtype))))
 
     def extra_repr(self) -> str:
         """What ``print(cell)`` shows in the brackets."""

@@ -16,6 +16,9 @@ summed in one order, whatever the number of threads and wherever chunks begin, s
 Like the forward pass it finds rows of x, dx and dy in the table ``places``.
 
 A row of a chunk's buffer holds ``dinp`` for all gates, then ``drec`` where it differs, then ``dvec``.
+
+Where products are of pairs (`products.py`), it holds them rounded, the gates of each kind filled up to whole pairs:
+dL/dh and dx take pairs along a row. For the sums over rows a stage of its own, after "steps", pairs the chunk's rows.
 """
 
 from __future__ import annotations
@@ -24,15 +27,20 @@ from recollect.engine.llvm.functions import VectorTarget
 from recollect.engine.llvm.kernel import Kernel, Share, Step, clear_padding, given_slots, load_given, pack_vectors, walk
 from recollect.engine.llvm.tile import Run, Tile, pieces
 from recollect.engine.llvm.tiling import WIDE, Tiling, round_up
-from recollect.engine.llvm.values import SIZE, Emitter, Value
+from recollect.engine.llvm.values import I16, SIZE, Emitter, Value, constant
 from recollect.engine.plan import Plan
 
-_SIZES = ("chunk_steps", "piece", "chunk_stride", "columns", "grad_width")
 _CHUNK_BYTES = 1 << 20  # about a second-level cache
 _FEWEST_ROWS, _MOST_ROWS = 128, 1024
 
 
-def addresses(plan: Plan) -> tuple[str, ...]:
+def sizes(tiling: Tiling) -> tuple[str, ...]:
+    """The argument slots that are sizes."""
+    common = ("chunk_steps", "piece", "chunk_stride", "columns", "grad_width")
+    return (*common, *(("paired_stride",) if tiling.bfloat16 else ()))
+
+
+def addresses(plan: Plan, tiling: Tiling) -> tuple[str, ...]:
     """The argument slots that come last: addresses, and what the call gives."""
     return (
         "x", "dx", "w_ih", "w_hh", "dw_ih", "dw_hh", "sums",
@@ -40,7 +48,7 @@ def addresses(plan: Plan) -> tuple[str, ...]:
         *(f"{kind}.{state}" for kind in ("dy", "dy_stride") for state in plan.outputs),
         *(f"{kind}.{state}" for kind in grad_kinds(plan)[1:] for state in plan.states),
         *(f"vector.{name}" for name in plan.vectors), *given_slots(plan),
-        "packed_vectors", "chunk", "packed_ih", "packed_hh",
+        "packed_vectors", "chunk", "packed_ih", "packed_hh", *(("paired",) if tiling.bfloat16 else ()),
     )  # fmt: skip
 
 
@@ -49,27 +57,38 @@ def grad_kinds(plan: Plan) -> tuple[str, ...]:
     return ("states", "grad", "restart") if plan.resets else ("states", "grad")
 
 
-def chunk_columns(plan: Plan, hidden: int) -> int:
+def gate_columns(plan: Plan, tiling: Tiling, hidden: int) -> int:
+    """Numbers in a row of a chunk's buffer for all gates of a kind: ``dinp`` or ``drec``."""
+    return tiling.terms(hidden * len(plan.gates)) * tiling.products.per_term
+
+
+def chunk_columns(plan: Plan, tiling: Tiling, hidden: int) -> int:
     """Numbers in a row of a chunk's buffer."""
-    return hidden * (len(plan.gates) * (2 if plan.split else 1) + len(plan.vectors))
+    return gate_columns(plan, tiling, hidden) * (2 if plan.split else 1) + hidden * len(plan.vectors)
 
 
 def chunk_stride(tiling: Tiling, columns: int) -> int:
-    """Length of that row in memory: whole panels, and an odd number of cache lines so that rows spread over sets."""
-    line = 64 // SIZE[tiling.dtype]
-    lines = round_up(columns, WIDE * tiling.lanes) // line
-    return (lines | 1) * line
+    """Length of that row in memory, in terms: whole panels."""
+    return tiling.spread(tiling.terms(round_up(columns, WIDE * tiling.lanes)))
 
 
-def chunk_rows(stride: int, size: int) -> int:
+def paired_stride(tiling: Tiling, columns: int) -> int:
+    """The same of two such rows that are paired; 0 where none are."""
+    return tiling.spread(round_up(columns, WIDE * tiling.lanes)) if tiling.bfloat16 else 0
+
+
+def chunk_rows(tiling: Tiling, columns: int) -> int:
     """Rows for a chunk: enough to keep the products' tiles busy, few enough to stay in the cache."""
-    return min(max(_CHUNK_BYTES // (stride * size), _FEWEST_ROWS), _MOST_ROWS)
+    each = (chunk_stride(tiling, columns) + paired_stride(tiling, columns) // 2) * SIZE[tiling.dtype]
+    return min(max(_CHUNK_BYTES // each, _FEWEST_ROWS), _MOST_ROWS)
 
 
 def write(plan: Plan, tiling: Tiling) -> Kernel:
     """Write the kernel."""
-    kernel = Kernel(tiling, (*_SIZES, *addresses(plan)))
-    pack, steps, products = (make(kernel, plan) for make in (_write_pack, _write_steps, _write_products))
+    kernel = Kernel(tiling, (*sizes(tiling), *addresses(plan, tiling)))
+    pack = _write_pack(kernel, plan)
+    writers = (_write_steps, *((_write_paired,) if tiling.bfloat16 else ()), _write_products)
+    stages = [write_stage(kernel, plan) for write_stage in writers]
     packing = kernel.entry("pack_weights")
     kernel.run(packing, pack, kernel.threads_to_pack(packing, len(plan.gates)))
     packing.builder.ret_void()
@@ -79,8 +98,8 @@ def write(plan: Plan, tiling: Tiling) -> Kernel:
     with advance.loop(first, last, chunk) as begin:  # the stages find their chunk in the slots of the call's own
         kernel.set_slot(advance, "begin", begin)
         kernel.set_slot(advance, "end", advance.least(begin + chunk, last))
-        kernel.run(advance, steps, threads)
-        kernel.run(advance, products, threads)
+        for stage in stages:
+            kernel.run(advance, stage, threads)
     advance.builder.ret_void()
     e = kernel.entry("backward")
     for half in (packing, advance):
@@ -90,10 +109,11 @@ def write(plan: Plan, tiling: Tiling) -> Kernel:
 
 
 def _write_pack(kernel: Kernel, plan: Plan) -> Emitter:
-    """Lay W_ih and W_hh out as tiles read them: [panel][gate and unit][vectors of a panel]."""
-    e = kernel.stage("pack")
+    """Lay W_ih and W_hh out as tiles read them: [panel][term of gate and unit][vectors of a panel]."""
+    e, products = kernel.stage("pack"), kernel.products
     hidden = kernel.slot(e, "hidden")
     rows = hidden * len(plan.gates)
+    terms = products.terms(rows)
     tiling = kernel.tiling
     for name, width, vectors in (
         ("hh", hidden, tiling.hidden_wide),
@@ -103,10 +123,14 @@ def _write_pack(kernel: Kernel, plan: Plan) -> Emitter:
         columns = vectors * e.lanes
         with e.loop(e.arguments[1], (width + (columns - 1)) // columns, e.arguments[2]) as panel:
             masks = [e.mask(width - panel * columns - part * e.lanes) for part in range(vectors)]
-            with e.loop(0, rows) as k:
+            with e.loop(0, rows, products.per_term) as k:
+                of_term = products.rows(e, k, rows)
                 for part, mask in enumerate(masks):
-                    value = e.load_masked(mask, source, k * width + panel * columns + part * e.lanes)
-                    e.store(value, packed, (panel * rows + k) * columns + part * e.lanes)
+                    values = [
+                        e.load_masked(mask, source, row * width + panel * columns + part * e.lanes) for row in of_term
+                    ]
+                    value = products.stacked(e, values, k, rows)
+                    e.store(value, packed, (panel * terms + products.terms(k)) * columns + part * e.lanes)
     pack_vectors(e, kernel, plan)
     e.builder.ret_void()
     return e
@@ -118,7 +142,7 @@ def _write_steps(kernel: Kernel, plan: Plan) -> Emitter:
     e = kernel.stage("steps")
     hidden, width, grad_width = (kernel.slot(e, name) for name in ("hidden", "width", "grad_width"))
     chunk, stride = kernel.pointer(e, "chunk"), kernel.slot(e, "chunk_stride")
-    gates = hidden * len(plan.gates)
+    gates = kernel.products.terms(hidden * len(plan.gates))
     drec = e.at(chunk, gates) if plan.split else chunk
     dh, packed = kernel.pointer(e, f"grad.{plan.fed}"), kernel.pointer(e, "packed_hh")
     columns = wide * e.lanes
@@ -196,6 +220,8 @@ class _Derivatives:
         self._at = {name: kernel.pointer(e, name) for name in (*names, "places", "saved", "chunk", "packed_vectors")}
         sizes = ("hidden", "width", "grad_width", "chunk_stride", *(f"dy_stride.{state}" for state in plan.outputs))
         self._sizes = {name: kernel.slot(e, name) for name in sizes}
+        # Numbers that the gates of a kind lack to be whole pairs.
+        self._lacking = self._sizes["hidden"] * len(plan.gates) & 1 if kernel.tiling.bfloat16 else None
 
     def write(self, step: Step, first_row: Value, row: Value, unit: Value) -> None:
         e, plan, sizes, at = self._e, self._plan, self._sizes, step.row + row
@@ -215,17 +241,56 @@ class _Derivatives:
             leaves[f"vec.{name}"] = e.load(self._at["packed_vectors"], sizes["width"] * place + unit)
         leaves |= load_given(e, self._kernel, plan, place_of_row, row, unit, mask)
         results = plan.backward.evaluate(leaves, self._target)
-        of_chunk = (at - first_row) * sizes["chunk_stride"] + unit
+        products, chunk = self._kernel.products, self._at["chunk"]
+        row_of_chunk = products.numbers((at - first_row) * sizes["chunk_stride"])
+        of_chunk = row_of_chunk + unit
         for place, name in enumerate(sum_names(plan)):
-            e.store_masked(results[name], mask, self._at["chunk"], of_chunk + sizes["hidden"] * place)
+            products.store_masked(e, results[name], mask, chunk, of_chunk + self._column(place))
+        if self._lacking is not None:
+            self._fill_up(row_of_chunk, unit, self._lacking)
         for state in plan.states:
             e.store(results[f"dprev.{state}"], self._at[f"grad.{state}"], of_grad)
+
+    def _column(self, place: int) -> Value:
+        """Where in a row of the chunk the numbers of one of `sum_names` begin."""
+        column, kinds = self._sizes["hidden"] * place, min(place // len(self._plan.gates), len(gate_kinds(self._plan)))
+        return column if self._lacking is None else column + self._lacking * kinds
+
+    def _fill_up(self, row_of_chunk: Value, unit: Value, lacking: Value) -> None:
+        """Write the 0 that the last pair of each kind's gates may lack; with the last unit, so that one thread does."""
+        e, hidden, gates = self._e, self._sizes["hidden"], len(self._plan.gates)
+        with e.when(lacking.compare("!=", 0) & (unit < hidden) & (unit + e.lanes >= hidden)):
+            for kind in range(len(gate_kinds(self._plan))):
+                place = row_of_chunk + self._column(kind * gates) + hidden * gates
+                e.halves().store_one(Value(e.builder, constant(I16, 0)), self._at["chunk"], place)
+
+
+def gate_kinds(plan: Plan) -> tuple[str, ...]:
+    """Of which gradients the buffer of a chunk has all gates."""
+    return ("dinp", "drec") if plan.split else ("dinp",)
 
 
 def sum_names(plan: Plan) -> tuple[str, ...]:
     """What a row of a chunk's buffer holds, H numbers each; the kernel also sums them over rows."""
-    kinds = ("dinp", "drec") if plan.split else ("dinp",)
-    return (*(f"{kind}.{gate}" for kind in kinds for gate in plan.gates), *(f"dvec.{name}" for name in plan.vectors))
+    gates = (f"{kind}.{gate}" for kind in gate_kinds(plan) for gate in plan.gates)
+    return (*gates, *(f"dvec.{name}" for name in plan.vectors))
+
+
+def _write_paired(kernel: Kernel, plan: Plan) -> Emitter:
+    """Pair the rows of the chunk, for the sums over rows: [pair of rows][column]."""
+    e = kernel.stage("paired")
+    chunk, paired = kernel.pointer(e, "chunk"), kernel.pointer(e, "paired")
+    stride, paired_stride, columns = (kernel.slot(e, name) for name in ("chunk_stride", "paired_stride", "columns"))
+    products, halves = kernel.products, e.halves()
+    _, rows = _chunk_rows(e, kernel)
+    with e.loop(e.arguments[1], products.terms(rows), e.arguments[2]) as pair:
+        k = products.numbers(pair)
+        of_pair = products.rows(e, k, rows)
+        with e.loop(0, columns, e.lanes) as column:
+            values = [halves.load(chunk, products.numbers(row * stride) + column) for row in of_pair]
+            e.store(products.stacked(e, values, k, rows), paired, pair * paired_stride + column)
+    e.builder.ret_void()
+    return e
 
 
 def _write_products(kernel: Kernel, plan: Plan) -> Emitter:
@@ -241,12 +306,17 @@ def _write_products(kernel: Kernel, plan: Plan) -> Emitter:
     chunk, stride, sums = kernel.pointer(e, "chunk"), kernel.slot(e, "chunk_stride"), kernel.pointer(e, "sums")
     gates, places = hidden * len(plan.gates), kernel.pointer(e, "places")
     first_row, rows = _chunk_rows(e, kernel)
+    products = kernel.products
+    gate_terms, row_terms = products.terms(gates), products.terms(rows)
+    down, down_stride = chunk, stride  # the chunk, for sums over its rows
+    if tiling.bfloat16:
+        down, down_stride = kernel.pointer(e, "paired"), kernel.slot(e, "paired_stride")
     # Sums over rows go the way that the walk goes, so that no bit of them depends on where a chunk begins.
     descending = _forward_in_time(e, kernel)
-    onward = e.choose(descending, -stride, stride)
+    onward = e.choose(descending, -down_stride, down_stride)
 
-    def walked(number: Value) -> Value:
-        return e.choose(descending, rows - 1 - number, number)
+    def walked(term: Value) -> Value:
+        return e.choose(descending, row_terms - 1 - term, term)
 
     def own_tiles(count: Value, tile: Tile) -> tuple[Value, Value, int]:
         """The range of ``count`` rows of a result that this thread computes, in steps of the tile's rows."""
@@ -261,23 +331,26 @@ def _write_products(kernel: Kernel, plan: Plan) -> Emitter:
     wanted = kernel.slot(e, "dw_ih").compare("!=", 0)
     with e.when(wanted):
         x, previous = kernel.pointer(e, "x"), kernel.pointer(e, f"states.{plan.fed}")
-        drec = e.at(chunk, gates) if plan.split else chunk
+        drec = e.at(down, products.numbers(gate_terms)) if plan.split else down
         for w, w_stride, count, wide, name, dpre in (
-            (x, inputs, inputs, tiling.input_wide, "dw_ih", chunk),
+            (x, inputs, inputs, tiling.input_wide, "dw_ih", down),
             (previous, width, hidden, tiling.hidden_wide, "dw_hh", drec),
         ):
             out, tile = kernel.pointer(e, name), weight_tiles[wide]
             with (
                 e.loop(0, count, wide * e.lanes) as column,
-                pieces(e, rows, row_piece) as (begin, end),
+                pieces(e, row_terms, row_piece) as (begin, end),
             ):
                 masks = [e.mask(count - column - part * e.lanes) for part in range(wide)]
-                with e.loop(begin, end) as row:
-                    at = first_row + walked(row)
-                    place = e.load_integer(places, at) if w is x else at
+                with e.loop(begin, end) as term:
+                    k = products.numbers(walked(term))
+                    of_term = [first_row + row for row in products.rows(e, k, rows)]
+                    if w is x:
+                        of_term = [e.load_integer(places, row) for row in of_term]
                     for part, mask in enumerate(masks):
-                        value = e.load_masked(mask, w, place * w_stride + column + part * e.lanes)
-                        e.store(value, panel, (row - begin) * (wide * e.lanes) + part * e.lanes)
+                        values = [e.load_masked(mask, w, row * w_stride + column + part * e.lanes) for row in of_term]
+                        value = products.stacked(e, values, k, rows)
+                        e.store(value, panel, (term - begin) * (wide * e.lanes) + part * e.lanes)
                 with e.loop(*own_tiles(gates, tile)) as unit:
                     place = (e.at(out, unit * count + column), count)
                     with e.loop(tile.rows, 2 * tile.rows) as next_row:  # the next tile begins with these sums
@@ -285,7 +358,7 @@ def _write_products(kernel: Kernel, plan: Plan) -> Emitter:
                             e.prefetch(place[0], count * next_row + part * e.lanes, write=True)
                     tile.call(
                         e, e.least(gates - unit, e.integer(tile.rows)), place, place,
-                        (e.at(dpre, walked(begin) * stride + unit), onward, end - begin, panel),
+                        (e.at(dpre, walked(begin) * down_stride + unit), onward, end - begin, panel),
                         columns=count - column,
                     )  # fmt: skip
 
@@ -293,9 +366,9 @@ def _write_products(kernel: Kernel, plan: Plan) -> Emitter:
     with e.loop(thread * (WIDE * e.lanes), columns, threads * (WIDE * e.lanes)) as column:
         vectors = [column + part * e.lanes for part in range(WIDE)]
         totals = [e.variable(e.vector, e.load(sums, vector)) for vector in vectors]
-        with e.loop(0, rows) as row:
+        with e.loop(0, row_terms) as row:
             for vector, total in zip(vectors, totals, strict=True):
-                total.set(total.get() + e.load(chunk, walked(row) * stride + vector))
+                total.set(products.add(e, total.get(), e.load(down, walked(row) * down_stride + vector)))
         for vector, total in zip(vectors, totals, strict=True):
             e.store(total.get(), sums, vector)
 
@@ -309,7 +382,7 @@ def _write_products(kernel: Kernel, plan: Plan) -> Emitter:
     with (
         e.when(wanted),
         e.loop(0, (inputs + (wide - 1)) // wide) as panel_of_x,
-        pieces(e, gates, e.integer(tiling.piece(tiling.input_wide))) as (begin, end),
+        pieces(e, gate_terms, e.integer(tiling.piece(tiling.input_wide))) as (begin, end),
         e.loop(*own_tiles(rows, input_tile)) as row,
     ):
         out = (e.at(dx, panel_of_x * wide), inputs)
@@ -317,7 +390,8 @@ def _write_products(kernel: Kernel, plan: Plan) -> Emitter:
         init = (e.choose(is_first, nothing, out[0]), e.choose(is_first, e.integer(0), out[1]))
         input_tile.call(
             e, e.least(rows - row, e.integer(input_tile.rows)), out, init,
-            (e.at(chunk, row * stride + begin), stride, end - begin, e.at(packed, (panel_of_x * gates + begin) * wide)),
+            (e.at(chunk, row * stride + begin), stride, end - begin,
+             e.at(packed, (panel_of_x * gate_terms + begin) * wide)),
             columns=inputs - panel_of_x * wide, places=e.integer_at(places, first_row + row),
         )  # fmt: skip
     with e.when(wanted & kernel.slot(e, "begin").compare("==", 0)):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from recollect.engine.llvm.kernels import Kernels
-from recollect.engine.llvm.values import SIZE
 
 
 class Division(NamedTuple):
@@ -79,6 +78,6 @@ def _divide_one(kernels: Kernels, weights: int, batch: int, rows: int, steps: in
     if threads == 1 or rows * weights < _ALONE:
         return Division(1, False)
     few = rows < _FEW_ROWS * threads * steps
-    if few and weights * SIZE[kernels.dtype] > _OWN_CACHE and rows * weights > _STEP_ALONE * steps:
+    if few and weights * kernels.weight_bytes > _OWN_CACHE and rows * weights > _STEP_ALONE * steps:
         return Division(threads, True)
     return Division(max(1, min(threads, batch // _FEWEST_ROWS)), False)

@@ -17,25 +17,47 @@ is writing. What the backward pass reads is kept elsewhere: the states that ente
 A row that ends goes to ``final`` instead of the next step's rows. x and y are left where the caller has them: a table
 (``places``) says where a step's rows stand there, and what is padding. Where the states have ``begun``, they lie in the
 first step's rows already, and nothing is read from ``initial``.
+
+Where products are of pairs (`products.py`), a thread rounds the rows of x and h of a slab before their tiles.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from llvmlite import ir
 
 from recollect.engine.llvm.functions import VectorTarget
-from recollect.engine.llvm.kernel import SLAB, Kernel, Share, clear_padding, given_slots, load_given, pack_vectors, walk
+from recollect.engine.llvm.kernel import (
+    SLAB,
+    Kernel,
+    Share,
+    Slab,
+    Step,
+    clear_padding,
+    given_slots,
+    load_given,
+    pack_vectors,
+    walk,
+)
 from recollect.engine.llvm.tile import Run, Tile, pieces
 from recollect.engine.llvm.tiling import Tiling
 from recollect.engine.llvm.values import I64, POINTER, Emitter, Value
 from recollect.engine.plan import Plan
 
 
-def addresses(plan: Plan) -> tuple[str, ...]:
+def sizes(tiling: Tiling) -> tuple[str, ...]:
+    """The argument slots that are sizes."""
+    return ("rows_of_set", "begun", "piece", *(("rounded_length", "rounded_rows") if tiling.bfloat16 else ()))
+
+
+def addresses(plan: Plan, tiling: Tiling) -> tuple[str, ...]:
     """The argument slots that come last: addresses, and what the call gives."""
     return (
         "x", "w_ih", "w_hh", "b_ih", "b_hh", "packed_vectors", "packed_bias", "packed",
-        *(f"{kind}.{state}" for kind in ("states", "kept") for state in plan.states), "saved",
+        *(f"states.{state}" for state in plan.states), *(("rounded",) if tiling.bfloat16 else ()),
+        *(f"kept.{state}" for state in plan.states), "saved",
         *(f"y.{state}" for state in plan.outputs),
         *(f"{kind}.{state}" for kind in ("initial", "final") for state in plan.states),
         *(f"vector.{name}" for name in plan.vectors), *given_slots(plan),
@@ -44,7 +66,7 @@ def addresses(plan: Plan) -> tuple[str, ...]:
 
 def write(plan: Plan, tiling: Tiling, *, save: bool) -> Kernel:
     """Write the kernel; ``save`` keeps what the backward pass needs."""
-    kernel = Kernel(tiling, ("rows_of_set", "begun", "piece", *addresses(plan)))
+    kernel = Kernel(tiling, (*sizes(tiling), *addresses(plan, tiling)))
     pack, steps = _write_pack(kernel, plan), _write_steps(kernel, plan, save=save)
     e = kernel.entry("forward")
     # Its two halves can be called alone: whoever goes on step by step, or chunk by chunk, packs once.
@@ -61,13 +83,13 @@ def write(plan: Plan, tiling: Tiling, *, save: bool) -> Kernel:
 
 def _panel(kernel: Kernel, e: Emitter, plan: Plan) -> tuple[Value, Value]:
     """Packed weights of one unit block: numbers before the recurrent part, and in all."""
-    block = kernel.tiling.block
-    before = kernel.slot(e, "inputs") * (len(plan.input_gates) * block)
-    return before, before + kernel.slot(e, "hidden") * (len(plan.recurrent_gates) * block)
+    block, terms = kernel.tiling.block, kernel.products.terms
+    before = terms(kernel.slot(e, "inputs")) * (len(plan.input_gates) * block)
+    return before, before + terms(kernel.slot(e, "hidden")) * (len(plan.recurrent_gates) * block)
 
 
 def _write_pack(kernel: Kernel, plan: Plan) -> Emitter:
-    """Lay the weights out as the tile reads them: [unit block][k][accumulator][unit]; add the biases."""
+    """Lay the weights out as the tile reads them: [unit block][term of k][accumulator][unit]; add the biases."""
     pack_units = _write_pack_units(kernel)
     e = kernel.stage("pack")
     tiling, block = kernel.tiling, kernel.tiling.block
@@ -110,32 +132,35 @@ def _write_pack(kernel: Kernel, plan: Plan) -> Emitter:
 
 
 def _write_pack_units(kernel: Kernel) -> ir.Function:
-    """Transpose one vector of units of one gate: ``column[k][unit] = w[first + unit][k]``, 0 for units past H.
+    """Transpose one vector of units of one gate: ``column[term][unit] = w[first + unit][k]``, 0 for units past H.
 
     A function, because to write its shuffles for every gate takes most of the time that a kernel takes to compile.
     """
     e = kernel.function("pack_units", POINTER, POINTER, I64, I64, I64, I64)
     e.function.attributes.add("noinline")
     w, column, first, hidden, count, row_length = e.arguments
-    whole = count // e.lanes * e.lanes
-    # Square blocks [units, k] are transposed in registers; what is left of k, one by one.
-    with e.loop(0, whole, e.lanes) as k:
+    products = kernel.products
+    per_vector = e.lanes * products.per_term
+    whole = count // per_vector * per_vector
+    # Square blocks [units, terms] are transposed in registers; what is left of k, one by one.
+    with e.loop(0, whole, per_vector) as k:
         rows = []
         for lane in range(e.lanes):
             real = first + lane < hidden
             row = e.choose(real, first + lane, e.integer(0))
-            mask = e.mask(e.choose(real, e.integer(e.lanes), e.integer(0)))
-            rows.append(e.load_masked(mask, w, row * count + k))
+            masks = products.masks(e, e.choose(real, e.integer(per_vector), e.integer(0)))
+            rows.append(products.load(e, masks, w, row * count + k))
+        term = products.terms(k)
         for step, values in enumerate(e.transposed(rows)):
-            e.store(values, column, (k + step) * row_length)
+            e.store(values, column, (term + step) * row_length)
     zero = Value(e.builder, e.element(0.0))
     with e.loop(0, e.lanes) as lane:
         row = e.at(w, (first + lane) * count)
         end = e.choose(first + lane < hidden, count, whole)
-        with e.loop(whole, end) as k:
-            e.store_one(e.load_one(row, k), column, k * row_length + lane)
-        with e.loop(end, count) as k:
-            e.store_one(zero, column, k * row_length + lane)
+        with e.loop(whole, end, products.per_term) as k:
+            e.store_one(products.load_one(e, row, k, count), column, products.terms(k) * row_length + lane)
+        with e.loop(end, count, products.per_term) as k:
+            e.store_one(zero, column, products.terms(k) * row_length + lane)
     e.builder.ret_void()
     return e.function
 
@@ -144,7 +169,7 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
     tiling, block, group = kernel.tiling, kernel.tiling.block, kernel.tiling.group
     parts, count = tiling.unit_vectors, len(plan.accumulators)
     (first_x, last_x), (first_h, last_h) = plan.input_range, plan.recurrent_range
-    runs = [Run(first_x * parts, last_x * parts, placed=True), Run(first_h * parts, last_h * parts)]
+    runs = [Run(first_x * parts, last_x * parts, placed=not tiling.bfloat16), Run(first_h * parts, last_h * parts)]
     columns = [place * group + part * tiling.lanes for place in range(count) for part in range(parts)]
     tile = Tile(kernel, "tile", count * parts, runs, columns=columns)
 
@@ -160,6 +185,8 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
     )
     results_at = {state: kernel.pointer(e, f"y.{state}") for state in plan.outputs}
     before, panel = _panel(kernel, e, plan)
+    make_operands = _RoundedOperands if tiling.bfloat16 else _Operands
+    operands = make_operands(e, kernel, (inputs, hidden, width), x, states[plan.fed], tile.rows)
     sums, mids = (wide.scratch(SLAB * tile.rows * each) for each in (count, plan.waves.mids))
     sums_stride, none = e.integer(count * group), e.integer(0)
     share, piece = Share(e, kernel), kernel.slot(e, "piece")
@@ -208,12 +235,12 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
             ):
                 start_row(row, set_in + first + row - start)
 
-        with share.slabs(e) as slab, e.loop(first_group, last_group) as which_group:
+        with share.slabs(e) as slab, operands.of(slab, step, set_in), e.loop(first_group, last_group) as which_group:
             units = which_group * group
             with (
                 e.loop(0, tiling.group_blocks) as unit_block,
                 e.when(units + unit_block * block < hidden),
-                pieces(e, inputs + hidden, piece) as (begin, end),
+                pieces(e, operands.inputs + operands.hidden, piece) as (begin, end),
                 slab.rows(e, step.active) as (which, start, rows, first),
             ):
                 weights = e.at(packed, (which_group * tiling.group_blocks + unit_block) * panel)
@@ -224,14 +251,14 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
                     for part in range(parts):
                         claim(row, units + unit_block * block + part * e.lanes)
                 init = (e.choose(is_first, biases, out[0]), e.choose(is_first, none, out[1]))
-                x_from, x_end = e.least(begin, inputs), e.least(end, inputs)
+                x_from, x_end = e.least(begin, operands.inputs), e.least(end, operands.inputs)
                 h_from, h_end = begin - x_from, end - x_end
-                row_of_h = e.at(states[plan.fed], (set_in + first) * width + h_from)
+                row_of_h = operands.h(which, set_in + first, h_from)
                 tile.call(
                     e, rows, out, init,
-                    (e.at(x, x_from), inputs, x_end - x_from, e.at(weights, x_from * (len(plan.input_gates) * block))),
-                    (row_of_h, width, h_end - h_from,
-                     e.at(weights, before + h_from * (len(plan.recurrent_gates) * block))),
+                    (*operands.x(which, x_from), x_end - x_from,
+                     e.at(weights, x_from * (len(plan.input_gates) * block))),
+                    (*row_of_h, h_end - h_from, e.at(weights, before + h_from * (len(plan.recurrent_gates) * block))),
                     places=e.integer_at(places, step.row + start),
                 )  # fmt: skip
             mask = wide.mask(hidden - units)
@@ -272,3 +299,72 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
         clear_padding(e, kernel, list(results_at.values()), hidden)
     e.builder.ret_void()
     return e
+
+
+class _Operands:
+    """Rows of x and of the state that W_hh multiplies, as the tile reads them: here, where they are.
+
+    Args:
+        sizes: I, H and the row length of the state.
+        x, fed: where they are.
+        tile_rows: of the tile.
+
+    Attributes:
+        inputs, hidden: terms in a row of x, and of the state.
+    """
+
+    def __init__(
+        self, e: Emitter, kernel: Kernel, sizes: tuple[Value, Value, Value], x: Value, fed: Value, tile_rows: int
+    ) -> None:
+        self._e, self._kernel, self._x, self._fed, self._tile_rows = e, kernel, x, fed, tile_rows
+        self._inputs, self._hidden, self._width = sizes
+        self.inputs, self.hidden = (kernel.products.terms(count) for count in sizes[:2])
+
+    @contextmanager
+    def of(self, slab: Slab, step: Step, set_in: Value) -> Iterator[None]:
+        """Have the operands of a slab at a step ready within the block; its states are in that set of rows."""
+        yield
+
+    def x(self, which: Value, term: Value) -> tuple[Value, Value]:
+        """The address of a term in the first row of one of the slab's blocks, and the stride from row to row."""
+        return self._e.at(self._x, term), self._inputs
+
+    def h(self, which: Value, row: Value, term: Value) -> tuple[Value, Value]:
+        """The same of the state; ``row`` is where the block's first row is among the states."""
+        return self._e.at(self._fed, row * self._width + term), self._width
+
+
+class _RoundedOperands(_Operands):
+    """Rounded for each slab, in memory of the thread's own: [row of the slab][terms of x, then of the state]."""
+
+    def __init__(
+        self, e: Emitter, kernel: Kernel, sizes: tuple[Value, Value, Value], x: Value, fed: Value, tile_rows: int
+    ) -> None:
+        super().__init__(e, kernel, sizes, x, fed, tile_rows)
+        self._length, self._places = kernel.slot(e, "rounded_length"), kernel.pointer(e, "places")
+        before = e.arguments[1] * kernel.slot(e, "rounded_rows") * self._length
+        self._rounded = e.at(kernel.pointer(e, "rounded"), before)
+
+    @contextmanager
+    def of(self, slab: Slab, step: Step, set_in: Value) -> Iterator[None]:
+        e = self._e
+        with slab.rows(e, step.active) as (which, start, rows, first), e.loop(0, rows) as offset:
+            place = e.load_integer(self._places, step.row + start + offset)
+            row_of_x = e.at(self._x, place * self._inputs)
+            row_of_h = e.at(self._fed, (set_in + first + offset) * self._width)
+            target = e.at(self._rounded, (which * self._tile_rows + offset) * self._length)
+            # In this order: the last vector of x ends in the room of h.
+            self._round(row_of_x, self._inputs, target)
+            self._round(row_of_h, self._hidden, e.at(target, self.inputs))
+        yield
+
+    def _round(self, row: Value, count: Value, target: Value) -> None:
+        e, products = self._e, self._kernel.products
+        with e.loop(0, count, e.lanes * products.per_term) as k:
+            e.store(products.load(e, products.masks(e, count - k), row, k), target, products.terms(k))
+
+    def x(self, which: Value, term: Value) -> tuple[Value, Value]:
+        return self._e.at(self._rounded, which * self._tile_rows * self._length + term), self._length
+
+    def h(self, which: Value, row: Value, term: Value) -> tuple[Value, Value]:
+        return self.x(which, self.inputs + term)

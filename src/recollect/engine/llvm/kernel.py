@@ -32,7 +32,7 @@ class Kernel:
     """Names of the argument slots and the module that is being written."""
 
     def __init__(self, tiling: Tiling, slots: Sequence[str]) -> None:
-        self.tiling = tiling
+        self.tiling, self.products = tiling, tiling.products
         self.slots = (*COMMON, *slots)
         self.module = ir.Module()
         self._barrier: ir.Function | None = None

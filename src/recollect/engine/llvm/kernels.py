@@ -7,6 +7,7 @@ import ctypes
 from recollect.engine.llvm import backward, cache, forward
 from recollect.engine.llvm.machine import COMPILING, Code, compile_module, host
 from recollect.engine.llvm.tiling import Tiling, make_tiling
+from recollect.engine.llvm.values import SIZE
 from recollect.engine.plan import Variant, make_plan
 from recollect.graph.graph import Graph
 
@@ -45,14 +46,21 @@ class Kernels:
         dtype: str,
         variant: Variant,
     ) -> None:
+        if variant.bfloat16:
+            host().check_bfloat16()  # a graph may have been traced on another machine
         self.plan = make_plan(graph, gates, states, vectors, variant)
-        self.dtype = dtype
+        self.dtype, self._bfloat16 = dtype, variant.bfloat16
         self._content = (graph.key, gates, states, vectors, dtype, variant)
         self._functions: dict[tuple[object, ...], Function] = {}
 
+    @property
+    def weight_bytes(self) -> int:
+        """What a packed weight takes."""
+        return SIZE[self.dtype] // (2 if self._bfloat16 else 1)
+
     def tiling(self, inputs: int, hidden: int) -> Tiling:
         """How a layer of these sizes is cut into tiles."""
-        return make_tiling(self.plan, host(), self.dtype, inputs, hidden)
+        return make_tiling(self.plan, host(), self.dtype, inputs, hidden, bfloat16=self._bfloat16)
 
     def forward(self, tiling: Tiling, *, save: bool) -> Function:
         """The forward pass; with ``save`` it keeps what the backward pass reads."""

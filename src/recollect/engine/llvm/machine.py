@@ -12,6 +12,7 @@ import llvmlite.binding as llvm
 from llvmlite.binding import ffi
 
 from recollect.engine.llvm.values import SIZE
+from recollect.errors import BackendError
 
 # llvmlite compiles under one lock of its own; ours also keeps a kernel from being compiled twice.
 COMPILING = threading.RLock()
@@ -46,6 +47,8 @@ class Machine:
         triple: as LLVM names the architecture and system; none for that of this process.
         pause: LLVM's name of the instruction for loops that wait; empty where it is not known.
         mode_register: what holds the mode in which denormal numbers count as 0 (`denormals.flushed`); empty likewise.
+        bfloat16: how it multiplies in bfloat16: ``"native"`` with AVX512-BF16, else not at all (empty). Tests set
+            ``"emulated"``: see `products.Pairs`.
     """
 
     cpu: str
@@ -55,9 +58,20 @@ class Machine:
     triple: str = ""
     pause: str = ""
     mode_register: str = ""
+    bfloat16: str = ""
 
     def lanes(self, dtype: str) -> int:
         return self.vector_bytes // SIZE[dtype]
+
+    def check_bfloat16(self) -> None:
+        """Raise BackendError where it cannot multiply in bfloat16."""
+        if not self.bfloat16:
+            raise BackendError(
+                "this CPU cannot multiply in bfloat16",
+                given=self.cpu,
+                expected="a CPU with AVX512-BF16",
+                remedy='recollect.set_precision("float32")',
+            )
 
 
 def machine(triple: str, cpu: str, features: Mapping[str, bool]) -> Machine:
@@ -66,10 +80,12 @@ def machine(triple: str, cpu: str, features: Mapping[str, bool]) -> Machine:
     No tile that fits into ``accumulators`` spills: tests/engine/test_machines.py reads the assembly. There are
     32 registers with AVX-512 and on AArch64, 16 elsewhere, and without FMA the product takes another one.
     """
+    bfloat16 = ""
     if triple.startswith(("aarch64", "arm64")):
         width, accumulators = 16, 24
     elif features.get("avx512f") and features.get("avx512vl"):
         width, accumulators = 64, 24
+        bfloat16 = "native" if features.get("avx512bf16") else ""
     elif features.get("avx2") and features.get("fma"):
         width, accumulators = 32, 12
     else:
@@ -77,7 +93,7 @@ def machine(triple: str, cpu: str, features: Mapping[str, bool]) -> Machine:
     flat = ",".join(f"{'+' if features[name] else '-'}{name}" for name in sorted(features))
     pause = "llvm.x86.sse2.pause" if triple.startswith("x86_64") else ""
     register = {"x86_64": "mxcsr", "aarch64": "fpcr", "arm64": "fpcr"}.get(triple.partition("-")[0], "")
-    return Machine(cpu, flat, width, accumulators, triple, pause, register)
+    return Machine(cpu, flat, width, accumulators, triple, pause, register, bfloat16)
 
 
 @lru_cache(maxsize=1)

@@ -14,6 +14,7 @@ import numpy as np
 
 from recollect.engine.llvm import backward, forward
 from recollect.engine.llvm.division import Division
+from recollect.engine.llvm.kernel import SLAB
 from recollect.engine.llvm.kernels import Function, Kernels
 from recollect.engine.llvm.once import cached_property
 from recollect.engine.llvm.team import Team
@@ -109,7 +110,8 @@ class Problem:
         width: row length of final states.
         grad_width: row length of gradients of states.
         gates: G * H.
-        columns: numbers in the sums over rows: H for each of the kernel's sums.
+        gate_columns: numbers in the sums over rows for the biases of one side, ``gates`` or one more.
+        columns: numbers in the sums over rows.
         sums: ``columns``, rounded up to whole vectors.
     """
 
@@ -137,7 +139,8 @@ class Problem:
         self.width = tiling.width(hidden)
         self.grad_width = max(self.width, round_up(hidden, tiling.hidden_wide * tiling.lanes))
         self.gates = len(self.plan.gates) * hidden
-        self.columns = backward.chunk_columns(self.plan, hidden)
+        self.gate_columns = backward.gate_columns(self.plan, tiling, hidden)
+        self.columns = backward.chunk_columns(self.plan, tiling, hidden)
         self.sums = round_up(self.columns, WIDE * tiling.lanes)
         self._common = {
             **team.slots, "threads": division.threads, "by_units": int(division.by_units),
@@ -187,7 +190,8 @@ class Problem:
 
         Addresses: ``x w_ih w_hh b_ih b_hh packed_vectors packed_bias packed``, one of ``states`` and then one of
         ``kept`` for each state, ``saved``, then ``y`` of each output, ``initial`` and ``final`` of each state, the
-        vectors and what the call gives (`given_slots`). Parts of its memory: from ``packed_vectors`` to ``states``.
+        vectors and what the call gives (`given_slots`). Parts of its memory: from ``packed_vectors`` to ``states``,
+        and with bfloat16 ``rounded``, which is another address.
         """
         return self._forward(save=False)
 
@@ -203,22 +207,29 @@ class Problem:
         return Parts(*[each for _ in self.plan.states], each * self.plan.saved)
 
     def _forward(self, *, save: bool) -> Pass:
-        plan, width, threads = self.plan, self.width, self.division.row_threads
-        per_unit = self.inputs * len(plan.input_gates) + self.hidden * len(plan.recurrent_gates)
+        plan, tiling, width, threads = self.plan, self.tiling, self.width, self.division.row_threads
+        inputs, hidden = tiling.terms(self.inputs), tiling.terms(self.hidden)
+        per_unit = inputs * len(plan.input_gates) + hidden * len(plan.recurrent_gates)
         # No processor reads ahead beyond a page.
-        apart = -(-_PAGE // (width * SIZE[self.tiling.dtype])) if threads > 1 and self._apart else 0
+        apart = -(-_PAGE // (width * SIZE[tiling.dtype])) if threads > 1 and self._apart else 0
         rows_of_set = self.batch + threads * apart
+        vectors = len(plan.accumulators) * tiling.unit_vectors
+        tile_rows = tiling.rows(vectors)
+        blocks = self._blocks(tile_rows, apart)
+        # A row of operands that a thread rounds: the last vector of h is whole.
+        length, rows = tiling.spread(inputs + round_up(hidden, tiling.lanes)), min(SLAB, blocks["blocks"]) * tile_rows
         parts = Parts(
             width * len(plan.vectors),
             width * len(plan.accumulators),
             width * per_unit,
             *(2 * width * rows_of_set for _ in plan.states),
+            *((self.division.threads * rows * length,) if tiling.bfloat16 else ()),
         )
-        blocks = self._blocks(self.tiling.rows(len(plan.accumulators) * self.tiling.unit_vectors), apart)
-        vectors = len(plan.accumulators) * self.tiling.unit_vectors
-        piece = self._piece(blocks["blocks"], vectors, self.inputs + self.hidden)
-        sizes = self._common | blocks | {"rows_of_set": rows_of_set, "piece": piece}
-        return Pass(self.kernels.forward(self.tiling, save=save), sizes, forward.addresses(plan), parts)
+        piece = self._piece(blocks["blocks"], vectors, inputs + hidden)
+        sizes = self._common | blocks | {
+            "rows_of_set": rows_of_set, "piece": piece, "rounded_length": length, "rounded_rows": rows,
+        }  # fmt: skip
+        return Pass(self.kernels.forward(tiling, save=save), sizes, forward.addresses(plan, tiling), parts)
 
     @cached_property
     def backward(self) -> Pass:
@@ -227,26 +238,27 @@ class Problem:
         Addresses: ``x dx w_ih w_hh dw_ih dw_hh sums``, what the forward pass ``kept`` of each state and
         ``saved``, ``dy`` and then ``dy_stride`` of each output, ``grad`` (and ``restart``, where there are
         resets) of each state, the vectors, what the call gives, then ``packed_vectors chunk packed_ih
-        packed_hh``, which are the parts of its memory. ``dx``, ``dw_ih`` and ``dw_hh`` may be 0: not wanted.
-        ``dy_stride`` is H, or 0 where ``dy`` is one row of zeros for all.
+        packed_hh`` and with bfloat16 ``paired``, which are the parts of its memory. ``dx``, ``dw_ih`` and
+        ``dw_hh`` may be 0: not wanted. ``dy_stride`` is H, or 0 where ``dy`` is one row of zeros for all.
         """
         plan, tiling = self.plan, self.tiling
-        stride = backward.chunk_stride(tiling, self.columns)
-        most_rows = backward.chunk_rows(stride, SIZE[tiling.dtype])
-        chunk_steps = min(self.steps, max(1, most_rows // self.batch))
+        stride, paired_stride = (of(tiling, self.columns) for of in (backward.chunk_stride, backward.paired_stride))
+        chunk_steps = min(self.steps, max(1, backward.chunk_rows(tiling, self.columns) // self.batch))
+        rows, gates = chunk_steps * self.batch, tiling.terms(self.gates)
         parts = Parts(
             self.width * len(plan.vectors),
-            chunk_steps * self.batch * stride + WIDE * tiling.lanes,  # the last panel may look past a row
-            round_up(self.inputs, tiling.input_wide * tiling.lanes) * self.gates,
-            round_up(self.hidden, tiling.hidden_wide * tiling.lanes) * self.gates,
+            rows * stride + WIDE * tiling.lanes,  # the last panel may look past a row
+            round_up(self.inputs, tiling.input_wide * tiling.lanes) * gates,
+            round_up(self.hidden, tiling.hidden_wide * tiling.lanes) * gates,
+            *((tiling.terms(rows) * paired_stride,) if tiling.bfloat16 else ()),
         )
         blocks = self._blocks(tiling.rows(tiling.hidden_wide))
-        piece = self._piece(blocks["blocks"], tiling.hidden_wide, self.gates)
+        piece = self._piece(blocks["blocks"], tiling.hidden_wide, gates)
         sizes = self._common | blocks | {
-            "piece": piece, "chunk_steps": chunk_steps,
-            "chunk_stride": stride, "columns": self.columns, "grad_width": self.grad_width,
+            "piece": piece, "chunk_steps": chunk_steps, "chunk_stride": stride, "paired_stride": paired_stride,
+            "columns": self.columns, "grad_width": self.grad_width,
         }  # fmt: skip
-        return Pass(self.kernels.backward(tiling), sizes, backward.addresses(plan), parts)
+        return Pass(self.kernels.backward(tiling), sizes, backward.addresses(plan, tiling), parts)
 
 
 def most_memory(kernels: Kernels, inputs: int, hidden: int, rows: Any) -> Any:

@@ -16,7 +16,7 @@ _AHEAD = 16  # k, which take about as long as a line from the last cache
 
 @dataclass(frozen=True)
 class Run:
-    """One product that a tile adds: ``a[r][k] w[k][v]`` for the vectors [first, last).
+    """One product that a tile adds: ``a[r][k] w[k][v]`` for the vectors [first, last); k counts terms (`products.py`).
 
     ``w`` is packed: one row of ``last - first`` vectors after the other. k runs along a row of ``a``, or, with
     ``down``, over the rows of ``a``, whose columns r are then. With ``placed``, row r is at its place in a table.
@@ -53,6 +53,7 @@ class Tile:
         columns: Sequence[int] | None = None,
     ) -> None:
         self.rows, self.vectors, self.masked, self.placed = kernel.tiling.rows(vectors), vectors, masked, placed
+        self._products = kernel.products
         self._columns = columns or [v * kernel.tiling.lanes for v in range(vectors)]
         # out, its stride, init, its stride, columns, the table of places; per run: a, its stride, k, w.
         types = [POINTER, I64, POINTER, I64, I64, POINTER] + [POINTER, I64, I64, POINTER] * len(runs)
@@ -97,7 +98,7 @@ class Tile:
                         numbers[r] = e.splat(e.load_one(rows[r], place))
                     if v not in vectors:
                         vectors[v] = e.load(weights, (v - run.first) * e.lanes)
-                    total[r, v].set(e.fma(numbers[r], vectors[v], total[r, v].get()))
+                    total[r, v].set(self._products.multiply_add(e, numbers[r], vectors[v], total[r, v].get()))
 
         for r, v in grid:
             at = out_stride * places[r] + self._columns[v]
@@ -123,7 +124,7 @@ class Tile:
         Args:
             rows: how many rows, at most `rows`; none is fine.
             out, init: each a pointer and the stride from row to row.
-            runs: for each, a, its stride, the number of k, and w.
+            runs: for each, a, its stride, the number of terms, and w.
             columns: how many columns ``out`` has left, where the tile is masked.
             places: the table of places, from the first row on, where something is placed.
         """

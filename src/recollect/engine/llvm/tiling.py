@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from recollect.engine.llvm.machine import Machine
+from recollect.engine.llvm.products import Numbers, products_of
 from recollect.engine.llvm.values import SIZE
 from recollect.engine.plan import Plan
 
@@ -30,6 +31,8 @@ class Tiling:
         hidden_wide, input_wide: vectors in a panel of H and of I columns.
         pause: what a waiting thread calls to leave the core's resources to others, by LLVM's name; or empty.
         mode_register: the machine's.
+        bfloat16: how products are computed from numbers rounded to bfloat16: `Machine.bfloat16`; empty where numbers
+            are multiplied as they are.
     """
 
     dtype: str
@@ -41,6 +44,16 @@ class Tiling:
     input_wide: int
     pause: str
     mode_register: str
+    bfloat16: str = ""
+
+    @property
+    def products(self) -> Numbers:
+        """How kernels multiply."""
+        return products_of(self.bfloat16)
+
+    def terms(self, count: int) -> int:
+        """The terms of a sum over so many k, each as large as a number of the dtype."""
+        return -(-count // self.products.per_term)
 
     @property
     def block(self) -> int:
@@ -56,8 +69,13 @@ class Tiling:
         """The tallest tile of so many vectors."""
         return max(1, min(8, self.registers // vectors))
 
+    def spread(self, count: int) -> int:
+        """Room for a row of so many numbers: an odd number of cache lines, so that rows spread over sets."""
+        line = 64 // SIZE[self.dtype]
+        return (round_up(count, line) // line | 1) * line
+
     def piece(self, vectors: int) -> int:
-        """How many k of a panel so wide stay in a first-level cache."""
+        """How many terms of a panel so wide stay in a first-level cache."""
         return _PIECE_BYTES // (vectors * self.lanes * SIZE[self.dtype])
 
     def width(self, hidden: int) -> int:
@@ -75,7 +93,9 @@ def without_tiles(dtype: str, lanes: int, pause: str = "") -> Tiling:
     return Tiling(dtype, lanes, 0, 0, 0, 0, 0, pause=pause, mode_register="")
 
 
-def make_tiling(plan: Plan, machine: Machine, dtype: str, inputs: int, hidden: int) -> Tiling:
+def make_tiling(
+    plan: Plan, machine: Machine, dtype: str, inputs: int, hidden: int, *, bfloat16: bool = False
+) -> Tiling:
     """Choose tiles: about four vectors wide, and as many rows as registers allow."""
     lanes = machine.lanes(dtype)
 
@@ -95,4 +115,5 @@ def make_tiling(plan: Plan, machine: Machine, dtype: str, inputs: int, hidden: i
         input_wide=fitting(WIDE, inputs, lanes),
         pause=machine.pause,
         mode_register=machine.mode_register,
+        bfloat16=machine.bfloat16 if bfloat16 else "",
     )

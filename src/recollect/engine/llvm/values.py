@@ -15,7 +15,7 @@ from typing import Any
 
 from llvmlite import ir
 
-I1, I64, VOID, POINTER = ir.IntType(1), ir.IntType(64), ir.VoidType(), ir.PointerType()
+I1, I16, I64, VOID, POINTER = ir.IntType(1), ir.IntType(16), ir.IntType(64), ir.VoidType(), ir.PointerType()
 _ELEMENT = {"float32": ir.FloatType(), "float64": ir.DoubleType()}
 _BITS = {"float32": ir.IntType(32), "float64": ir.IntType(64)}
 SIZE = {"float32": 4, "float64": 8}
@@ -147,6 +147,12 @@ class Emitter:
         made = copy.copy(self)
         made.lanes = self.lanes * count
         made.vector, made.bits = ir.VectorType(self.element, made.lanes), ir.VectorType(_BITS[self.dtype], made.lanes)
+        return made
+
+    def halves(self) -> Emitter:
+        """This emitter for integers of 16 bits in memory, in place of numbers."""
+        made = copy.copy(self)
+        made.element, made.vector, made.size = I16, ir.VectorType(I16, self.lanes), 2
         return made
 
     # Integers and control flow -------------------------------------------------------------------
@@ -321,7 +327,8 @@ class Emitter:
         return self._masked("load", self.vector, [self.at(pointer, offset).ir, mask.ir, zero])
 
     def _masked(self, what: str, kind: Any, values: list[Any]) -> Value:
-        name = f"llvm.masked.{what}.v{self.lanes}f{self.size * 8}.p0"
+        kind_of_number = "i" if self.element is I16 else "f"
+        name = f"llvm.masked.{what}.v{self.lanes}{kind_of_number}{self.size * 8}.p0"
         known = self.module.globals.get(name)
         if known is None:
             known = ir.Function(self.module, ir.FunctionType(kind, [value.type for value in values]), name)
