@@ -17,9 +17,8 @@ class set_precision:  # noqa: N801  (used as a function; an object only so that 
 
     With ``"bfloat16"`` the operands of matrix products (x, h and the weights, and in the backward pass the gradients
     of the pre-activations) are rounded to bfloat16, to nearest even, as they are read. Sums, equations and states stay
-    in float32, and so do parameters, inputs, outputs and gradients. It is faster, and outputs and gradients come out
-    within some thousandths of those in float32. Weights, states and inputs that are kept in float32 need no scaling
-    of the loss.
+    in float32, and so do parameters, inputs, outputs and gradients, which differ from those of ``"float32"`` by some
+    thousandths of their norm. bfloat16 has the range of float32, so that no loss needs to be scaled.
 
     It is for the llvm backend: where another one serves a call, that computes in float32, and ``layer.backend_for(x)``
     says so. So do double backward, `recollect.stream` and `recollect.diagnose`. Layers in other dtypes are not

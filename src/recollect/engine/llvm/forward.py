@@ -49,7 +49,7 @@ from recollect.engine.plan import Plan
 
 def sizes(tiling: Tiling) -> tuple[str, ...]:
     """The argument slots that are sizes."""
-    return ("rows_of_set", "begun", "piece", *(("rounded_length", "rounded_rows") if tiling.bfloat16 else ()))
+    return ("rows_of_set", "begun", "piece", *(("rounded_length", "rounded_of_thread") if tiling.bfloat16 else ()))
 
 
 def addresses(plan: Plan, tiling: Tiling) -> tuple[str, ...]:
@@ -342,7 +342,7 @@ class _RoundedOperands(_Operands):
     ) -> None:
         super().__init__(e, kernel, sizes, x, fed, tile_rows)
         self._length, self._places = kernel.slot(e, "rounded_length"), kernel.pointer(e, "places")
-        before = e.arguments[1] * kernel.slot(e, "rounded_rows") * self._length
+        before = e.arguments[1] * kernel.slot(e, "rounded_of_thread")
         self._rounded = e.at(kernel.pointer(e, "rounded"), before)
 
     @contextmanager

@@ -210,24 +210,25 @@ class Problem:
         plan, tiling, width, threads = self.plan, self.tiling, self.width, self.division.row_threads
         inputs, hidden = tiling.terms(self.inputs), tiling.terms(self.hidden)
         per_unit = inputs * len(plan.input_gates) + hidden * len(plan.recurrent_gates)
-        # No processor reads ahead beyond a page.
-        apart = -(-_PAGE // (width * SIZE[tiling.dtype])) if threads > 1 and self._apart else 0
+        page = _PAGE // SIZE[tiling.dtype]  # no processor reads ahead beyond
+        apart = -(-page // width) if threads > 1 and self._apart else 0
         rows_of_set = self.batch + threads * apart
         vectors = len(plan.accumulators) * tiling.unit_vectors
         tile_rows = tiling.rows(vectors)
         blocks = self._blocks(tile_rows, apart)
-        # A row of operands that a thread rounds: the last vector of h is whole.
-        length, rows = tiling.spread(inputs + round_up(hidden, tiling.lanes)), min(SLAB, blocks["blocks"]) * tile_rows
+        # The rows of x and h that a thread rounds: those of a slab. The last vector of h is whole.
+        length = tiling.spread(inputs + round_up(hidden, tiling.lanes))
+        of_thread = min(SLAB, blocks["blocks"]) * tile_rows * length + page
         parts = Parts(
             width * len(plan.vectors),
             width * len(plan.accumulators),
             width * per_unit,
             *(2 * width * rows_of_set for _ in plan.states),
-            *((self.division.threads * rows * length,) if tiling.bfloat16 else ()),
+            *((self.division.threads * of_thread,) if tiling.bfloat16 else ()),
         )
         piece = self._piece(blocks["blocks"], vectors, inputs + hidden)
         sizes = self._common | blocks | {
-            "rows_of_set": rows_of_set, "piece": piece, "rounded_length": length, "rounded_rows": rows,
+            "rows_of_set": rows_of_set, "piece": piece, "rounded_length": length, "rounded_of_thread": of_thread,
         }  # fmt: skip
         return Pass(self.kernels.forward(tiling, save=save), sizes, forward.addresses(plan, tiling), parts)
 

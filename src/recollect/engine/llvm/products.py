@@ -2,9 +2,9 @@
 
 A *term* of a sum over k is what one multiply-add takes: of each row of ``a`` one number, which goes to every lane, and
 one vector of ``w``; or a pair of each, two neighbouring k. A pair takes the place of one float32, so kernels count,
-load and store terms as they do numbers, and what they read in one form has half the length in the other. Only what lays
-operands out for a tile rounds them: packed weights, rows of x and h, panels, and what is derived for a row. A sum over
-an odd number of k ends in a pair with 0.
+load and store terms as they do numbers, and a sum over k has half as many. Only what lays operands out for a tile
+rounds them: packed weights, rows of x and h, panels, and what is derived for a row. A sum over an odd number of k ends
+in a pair with 0.
 """
 
 from __future__ import annotations
