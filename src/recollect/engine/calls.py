@@ -142,6 +142,7 @@ def forward(
     *,
     save: bool,
     memories: Sequence[torch.Tensor | None] | None = None,
+    outputs: list[torch.Tensor] | None = None,
 ) -> list[tuple[list[torch.Tensor], list[torch.Tensor], Buffer | None]]:
     """Run the forward kernels of a layer.
 
@@ -150,14 +151,15 @@ def forward(
         extras: what the call adds to each direction.
         save: keep what `backward` reads.
         memories: where each direction keeps it, if not in memory of ours.
+        outputs: where the outputs go, of the one direction that there is; to new tensors if None.
 
     Returns:
         Of each direction the outputs, the final states, and with ``save`` the memory that holds what `backward` reads.
     """
     found = readable(tensors)
     if len(problems) == 1:  # most calls by far
-        outputs, memory = new_outputs(problems[0], found[0]), memories[0] if memories else None
-        return _run(problems, [forward_part(problems[0], found[0], found[1:], extras[0], outputs, save, memory)])
+        into, memory = outputs or new_outputs(problems[0], found[0]), memories[0] if memories else None
+        return _run(problems, [forward_part(problems[0], found[0], found[1:], extras[0], into, save, memory)])
     own = of_each(len(problems), found[1:])
     each = zip(problems, own, extras, memories or [None] * len(problems), strict=True)
     parts = [

@@ -47,6 +47,11 @@ class _Segment(NamedTuple):
     layout: Layout
     rows: slice | torch.Tensor
 
+    @property
+    def in_order(self) -> bool:
+        """Whether its rows follow each other in the batch."""
+        return isinstance(self.rows, slice)
+
 
 def _cut(layout: Layout, steps: int, *, reverse: bool) -> list[_Segment]:
     """The segments in the order in which a layer runs through them."""
@@ -84,9 +89,11 @@ class Segmented(torch.autograd.Function):
             active = segment.layout.batch
             ctx.starts.append([state[:, :active].clone() for state in states])
             problems, own, added = _of_segment(ctx, tensors, segment, ctx.starts[-1])
-            [(found, final, _)] = forward(problems, own, [added], save=False)
-            for into, part in zip(outputs, found, strict=True):
-                into.flatten(0, -2)[segment.rows] = part
+            parts = [each.flatten(0, -2)[segment.rows] for each in outputs]  # in place, where rows follow each other
+            [(_, final, _)] = forward(problems, own, [added], save=False, outputs=parts)
+            if not segment.in_order:
+                for into, part in zip(outputs, parts, strict=True):
+                    into.flatten(0, -2)[segment.rows] = part
             for state, new in zip(states, final, strict=True):
                 state[:, :active] = new
         ctx.save_for_backward(*tensors)
