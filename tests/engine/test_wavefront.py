@@ -280,8 +280,8 @@ def test_layers_run_at_once_where_each_alone_would_have_one_thread():
     assert of(1, 16, 64)
     assert of(7, 32, 64)
     assert not of(1, 16, 64, threads=1)
-    assert not of(1, 16, 64, steps=50)  # too little to wake anybody
-    assert of(1, 16, 64, steps=50, layers=4)
+    assert not of(1, 16, 32)  # too little to wake anybody
+    assert of(1, 16, 32, layers=4)
     assert not of(8, 16, 64)  # rows are shared
     assert not of(1, 64, 256)  # units are
     assert not of(1, 600, 64)  # those of the first layer

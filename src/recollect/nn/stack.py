@@ -68,7 +68,7 @@ class Stack:
             noise: of the kinds that this stack has, in this order: for each layer but the first a dropout mask in
                 the layout of ``x``; for each layer and direction a mask [B, F] of what W_hh multiplies; for each
                 layer and direction and each state how much it keeps, in the layout of ``x`` or [its size].
-            run_layer: runs one layer in place of `dispatch.run`.
+            run_layer: runs one layer, after the one below, in place of `dispatch`.
 
         Returns:
             ``(outputs, final)``: y, followed by the last layer's other states where all are wanted, in the layout

@@ -27,8 +27,8 @@ class Division(NamedTuple):
 
 
 # Below so many multiply-adds in all, a second thread costs more than it brings; so does a word between threads
-# in each step, below so many in a step.
-_ALONE, _STEP_ALONE = 1 << 22, 1 << 16
+# in each step, below so many in a step. Layers of a stack wake it once for all of them, so that less is worth it.
+_ALONE, _STEP_ALONE, _STACK_ALONE = 1 << 22, 1 << 16, 1 << 21
 # A thread streams the weights that it multiplies with from a cache further away in each step, unless they fit
 # into its own; with fewer rows than this for each thread, that is what takes the time.
 _OWN_CACHE, _FEW_ROWS = 1 << 18, 16
@@ -68,7 +68,7 @@ def layers_beside(
         layers: how many there are.
     """
     first, above = (len(kernels.plan.gates) * hidden * (each + hidden) for each in (inputs, hidden))
-    if threads == 1 or rows * (first + (layers - 1) * above) < _ALONE:
+    if threads == 1 or rows * (first + (layers - 1) * above) < _STACK_ALONE:
         return False
     return all(_divide_one(kernels, each, batch, rows, steps, threads).threads == 1 for each in (first, above))
 
