@@ -8,6 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from recollect.engine.llvm.machine import host
+
+
+def run(name: str, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
+    return subprocess.run(
+        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120, check=False
+    )
+
 
 @pytest.mark.parametrize(
     ("arguments", "lines"),
@@ -19,8 +28,17 @@ import pytest
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_it_prints_every_figure(arguments: list[str], lines: dict[str, int]):
-    command = [sys.executable, "-m", f"benchmarks.{arguments[0]}", *arguments[1:]]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120, check=False)
+    done = run(*arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     assert {text: done.stdout.count(text) for text in lines} == lines
+
+
+def test_bfloat16_is_measured_where_the_machine_has_it_and_refused_elsewhere():
+    done = run("bfloat16", "--pairs", "2")
+    if host().bfloat16:
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.count("training ") == done.stdout.count("B=") == 4
+    else:
+        assert done.returncode == 2
+        assert "AVX512-BF16" in done.stderr
+        assert not done.stdout

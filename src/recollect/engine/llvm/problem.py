@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
@@ -151,23 +152,10 @@ class Problem:
 
     def _blocks(self, tile_rows: int, apart: int = 0) -> dict[str, int]:
         """Blocks of batch rows: as many as tiles need, and as many for each thread, whose states lie ``apart`` rows."""
-        whole = round_up(self.batch, tile_rows) // tile_rows
-        threads = self.division.row_threads
-        count = round_up(whole, threads)
-        starts = np.arange(count + 1, dtype=np.int64) * self.batch // count
-        rows = np.stack([starts[:-1], starts[1:]], axis=1)
-        if self.rows < self.steps * self.batch:
-            # Rows end one after the other: blocks are dealt out in turn, and every other time in the opposite order
-            # (0 1 1 0 0 1), so that each thread gets as many long ones and short ones. Neighbours are better otherwise:
-            # a core that reads ahead then seldom takes what another one writes.
-            deal = np.arange(count).reshape(-1, threads)
-            deal[1::2] = deal[1::2, ::-1].copy()
-            rows = rows[deal.T.ravel()]
-        counts = rows[:, 1] - rows[:, 0]
-        states = np.cumsum(counts) - counts + np.arange(count) // (count // threads) * apart
-        table = np.column_stack([rows, states])
+        unequal = self.rows < self.steps * self.batch
+        table = _deal(self.batch, tile_rows, self.division.row_threads, apart, unequal)
         self._block_rows.append(table)  # the kernel's arguments point to it
-        return {"blocks": count, "block_rows": table.ctypes.data}
+        return {"blocks": len(table), "block_rows": table.ctypes.data}
 
     @property
     def bytes_per_step(self) -> int:
@@ -260,6 +248,24 @@ class Problem:
             "columns": self.columns, "grad_width": self.grad_width,
         }  # fmt: skip
         return Pass(self.kernels.backward(tiling), sizes, backward.addresses(plan, tiling), parts)
+
+
+@lru_cache(maxsize=128)
+def _deal(batch: int, tile_rows: int, threads: int, apart: int, unequal: bool) -> np.ndarray:
+    """The table of blocks, those of each thread one after the other; ``unequal`` where rows end at different steps."""
+    count = round_up(round_up(batch, tile_rows) // tile_rows, threads)
+    starts = np.arange(count + 1, dtype=np.int64) * batch // count
+    rows = np.stack([starts[:-1], starts[1:]], axis=1)
+    if unequal:
+        # Blocks are dealt out in turn, and every other time in the opposite order (0 1 1 0 0 1), so that each thread
+        # gets as many long ones and short ones. Neighbours are better otherwise: a core that reads ahead then seldom
+        # takes what another one writes.
+        deal = np.arange(count).reshape(-1, threads)
+        deal[1::2] = deal[1::2, ::-1].copy()
+        rows = rows[deal.T.ravel()]
+    counts = rows[:, 1] - rows[:, 0]
+    states = np.cumsum(counts) - counts + np.arange(count) // (count // threads) * apart
+    return np.column_stack([rows, states])
 
 
 def most_memory(kernels: Kernels, inputs: int, hidden: int, rows: Any) -> Any:
