@@ -66,7 +66,8 @@ def call(monkeypatch, compiled):
 
     def call_afresh():
         monkeypatch.setattr(kernels, "_CACHE", {})
-        calls.kept_problem.cache_clear()  # it holds kernels too
+        for kept in (calls.kept_problem, calls.sized_problem):  # they hold kernels too
+            kept.cache_clear()
         layer.zero_grad()
         y, h = layer(x)
         (y.square().sum() + h.sum()).backward()

@@ -82,7 +82,7 @@ def run(cell: Cell, x: torch.Tensor, layout: Layout, directions: Sequence[Direct
     if not (torch.is_grad_enabled() and _any_requires_grad(tensors)):
         return [(tuple(out), tuple(final)) for out, final, _ in forward(problems, tensors, extras, save=False)]
     checkpoint = extras[0].checkpoint
-    if checkpoint is not None and (steps := steps_of(problems[0], checkpoint)) < problems[0].steps:
+    if checkpoint is not None and (steps := steps_of(problems[0], checkpoint)) < layout.rows.steps:
         each = zip(directions, of_each(len(directions), tensors[1:]), strict=True)
         flat = [Segmented.apply(cell, layout, direction, steps, x, *own) for direction, own in each]
         return [result for part in flat for result in _results(problems[:1], part)]

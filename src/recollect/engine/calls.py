@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Generator, Sequence
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -70,12 +71,15 @@ def _problem(
     workers: Team,
     directions: int,
 ) -> Problem:
-    kernels, sizes, batch = kernels_of(*kind), layout.sizes, layout.batch
-    division = divide(kernels, inputs, hidden, batch, layout.count, len(sizes), workers.size(threads), directions)
-    return Problem(kernels, inputs, hidden, batch, sizes, layout.places, reverse, division, workers)
+    kernels, rows, batch = kernels_of(*kind), layout.rows, layout.batch
+    division = divide(kernels, inputs, hidden, batch, rows.count, rows.steps, workers.size(threads), directions)
+    longest = 1 << (rows.steps - 1).bit_length()  # so that few differ
+    made = sized_problem(kernels, inputs, hidden, batch, layout.unequal, longest, reverse, division, workers)
+    return made.along(rows)
 
 
-kept_problem = lru_cache(maxsize=128)(_problem)
+# For a layout that is kept all is found in one look; for others, what their sizes have in common.
+kept_problem, sized_problem = (lru_cache(maxsize=128)(make) for make in (_problem, Problem))
 
 
 def _fed(extras: Extras, states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -101,22 +105,22 @@ def _given(problem: Problem, extras: Extras) -> tuple[list[int], list[torch.Tens
 
 
 # What a direction's part of a call does before its kernel runs, and after.
-Part = Generator["tuple[Pass, Sequence[int]]", None, _Result]
+Part = Generator["tuple[Pass, ctypes.Array[ctypes.c_int64]]", None, _Result]
 
 
 def _run(problems: Sequence[Problem], parts: Sequence[Part[_Result]]) -> list[_Result]:
     """Run the kernels of all directions of a layer."""
     if len(parts) == 1:
-        kernel, addresses = next(parts[0])
-        kernel.run(addresses)
+        kernel, arguments = next(parts[0])
+        kernel.run(arguments)
         return [result_of(parts[0])]
     kernels = [next(part) for part in parts]
     if problems[0].division.beside:
-        strands = [Strand(kernel.address, 0, kernel.arguments(addresses)) for kernel, addresses in kernels]
+        strands = [Strand(kernel.address, 0, arguments) for kernel, arguments in kernels]
         run_together(strands, len(strands), problems[0].team)
     else:
-        for kernel, addresses in kernels:
-            kernel.run(addresses)
+        for kernel, arguments in kernels:
+            kernel.run(arguments)
     return [result_of(part) for part in parts]
 
 
@@ -198,29 +202,28 @@ def forward_part(
     kernel = problem.train if save else problem.infer
     scratch = Buffer(x.dtype, kernel.parts)
     kept = Buffer(x.dtype, problem.kept, memory) if save else None
-    yield (
-        kernel,
-        (
-            x.data_ptr(),
-            weight_ih.data_ptr(),
-            weight_hh.data_ptr(),
-            0 if bias_ih is None else bias_ih.data_ptr(),
-            0 if bias_hh is None else bias_hh.data_ptr(),
-            *scratch.addresses,
-            *(kept.addresses if kept else [0] * (len(plan.states) + 1)),
-            *[each.data_ptr() for each in outputs],
-            *starts,
-            *[each.data_ptr() for each in final],
-            *[each.data_ptr() for each in vectors],
-            *given,
-        ),
+    addresses = (
+        x.data_ptr(),
+        weight_ih.data_ptr(),
+        weight_hh.data_ptr(),
+        0 if bias_ih is None else bias_ih.data_ptr(),
+        0 if bias_hh is None else bias_hh.data_ptr(),
+        *scratch.addresses,
+        *(kept.addresses if kept else [0] * (len(plan.states) + 1)),
+        *[each.data_ptr() for each in outputs],
+        *starts,
+        *[each.data_ptr() for each in final],
+        *[each.data_ptr() for each in vectors],
+        *given,
     )
+    yield kernel, kernel.arguments(addresses, problem.rows.values)
     del final[count:], alive, scratch
     if width != hidden:
         final = [each[:, :, :hidden].contiguous() for each in final]
-    if problem.begun < batch:  # rows of length 0
+    begun = problem.rows.begun
+    if begun < batch:  # rows of length 0
         for each, start in zip(final, initial, strict=False):
-            each[:, problem.begun :] = 0 if start is None else start[:, problem.begun :]
+            each[:, begun:] = 0 if start is None else start[:, begun:]
     return outputs, final, kept
 
 
@@ -282,26 +285,24 @@ def backward_part(
     given, alive = _given(problem, extras)
     kernel = problem.backward
     scratch = Buffer(x.dtype, kernel.parts)
-    yield (
-        kernel,
-        (
-            x.data_ptr(),
-            0 if dx is None else dx.data_ptr(),
-            weight_ih.data_ptr(),
-            weight_hh.data_ptr(),
-            0 if dw_ih is None else dw_ih.data_ptr(),
-            0 if dw_hh is None else dw_hh.data_ptr(),
-            sums.data_ptr(),
-            *memory.addresses,
-            *[each.data_ptr() for each in doutputs],
-            *[0 if each is zeros else hidden for each in doutputs],
-            *[each.data_ptr() for each in dstates],
-            *[each.data_ptr() for each in restarts],
-            *[each.data_ptr() for each in rest[count:]],
-            *given,
-            *scratch.addresses,
-        ),
+    addresses = (
+        x.data_ptr(),
+        0 if dx is None else dx.data_ptr(),
+        weight_ih.data_ptr(),
+        weight_hh.data_ptr(),
+        0 if dw_ih is None else dw_ih.data_ptr(),
+        0 if dw_hh is None else dw_hh.data_ptr(),
+        sums.data_ptr(),
+        *memory.addresses,
+        *[each.data_ptr() for each in doutputs],
+        *[0 if each is zeros else hidden for each in doutputs],
+        *[each.data_ptr() for each in dstates],
+        *[each.data_ptr() for each in restarts],
+        *[each.data_ptr() for each in rest[count:]],
+        *given,
+        *scratch.addresses,
     )
+    yield kernel, kernel.arguments(addresses, problem.rows.values)
     del alive
     dinitial = [each[:, :hidden] for each in dstates]
     if plan.resets:

@@ -14,6 +14,8 @@ from functools import cached_property, lru_cache
 import numpy as np
 import torch
 
+from recollect.engine.llvm.rows import Rows
+
 
 class Layout:
     """How a batch lies in memory.
@@ -60,6 +62,16 @@ class Layout:
         active = np.zeros((self.steps, self.batch), bool)
         np.less(np.arange(self.batch), np.array(self.sizes)[:, None], out=active[: len(self.sizes)])
         return np.concatenate([grid[active], grid[~active]])
+
+    @cached_property
+    def rows(self) -> Rows:
+        """What kernels are told of it."""
+        return Rows(self.sizes, self.places)
+
+    @property
+    def unequal(self) -> bool:
+        """Whether rows end at different steps."""
+        return self.count < len(self.sizes) * self.batch
 
     def take(self, batch: torch.Tensor) -> torch.Tensor:
         """The packed rows [N, ...] of a batch."""

@@ -50,7 +50,8 @@ class Masks:
         out = self._like.new_empty(shape)
         (bits,) = struct.unpack("q", struct.pack("d", value))
         kernel = _kernel(out.dtype, torch.get_num_threads(), team())
-        kernel.run([out.data_ptr(), out.numel(), self._key, self._drawn, round(probability * 2**32), bits])
+        arguments = [out.data_ptr(), out.numel(), self._key, self._drawn, round(probability * 2**32), bits]
+        kernel.run(kernel.arguments(arguments))
         self._drawn += 1
         return out
 

@@ -29,10 +29,10 @@ _SEGMENT, _WORTH = 1 << 25, 8
 def steps_of(problem: Problem, wanted: int | str) -> int:
     """The steps of a segment: as wanted, or with ``"auto"`` so many that memory is bounded; T for one segment."""
     if wanted != "auto":
-        return min(int(wanted), problem.steps)
+        return min(int(wanted), problem.rows.steps)
     each = problem.bytes_per_step
-    if each * problem.steps <= _WORTH * _SEGMENT:
-        return problem.steps
+    if each * problem.rows.steps <= _WORTH * _SEGMENT:
+        return problem.rows.steps
     return max(1, _SEGMENT // each)
 
 

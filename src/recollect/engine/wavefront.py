@@ -122,9 +122,9 @@ def backward(
 
 def _run(problems: Sequence[Problem], parts: Sequence[Part[_Result]]) -> list[_Result]:
     """Run the kernels of layers, each of which reads what the one before it writes."""
-    steps = problems[0].steps
+    steps = problems[0].rows.steps
     chunk_steps = max(_FEWEST_STEPS, -(-steps // _CHUNKS))
-    strands = [Strand(*kernel.halves, kernel.arguments(addresses)) for kernel, addresses in map(next, parts)]
+    strands = [Strand(*kernel.halves, arguments) for kernel, arguments in map(next, parts)]
     threads = min(len(strands), torch.get_num_threads())
     run_together(strands, threads, problems[0].team, -(-steps // chunk_steps), chunk_steps)
     return [result_of(part) for part in parts]

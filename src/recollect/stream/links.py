@@ -11,6 +11,7 @@ from recollect.engine.llvm.chain import Chain
 from recollect.engine.llvm.division import Division
 from recollect.engine.llvm.kernels import kernels_for
 from recollect.engine.llvm.problem import Problem
+from recollect.engine.llvm.rows import SLOTS, Rows
 from recollect.engine.llvm.team import Team
 from recollect.engine.llvm.workers import PARTS, WORKERS
 from recollect.engine.plan import Variant
@@ -63,10 +64,11 @@ class Link:
         """One step of so many streams on so many threads; its kernel's arguments point into it."""
         team, layer = WORKERS.team(threads) if threads > 1 else _ALONE, self.layer
         division = Division(team.size(PARTS * threads), by_units=False)
-        return Problem(
-            self._kernels, layer.inputs, layer.hidden, streams, [streams], np.arange(streams), False, division, team,
-            apart=False,
+        made = Problem(
+            self._kernels, layer.inputs, layer.hidden, streams,
+            unequal=False, longest=1, reverse=False, division=division, team=team, apart=False,
         )  # fmt: skip
+        return made.along(Rows([streams], np.arange(streams)))
 
     def threads(self, streams: int, most: int) -> int:
         """How many threads one step of so many streams is worth."""
@@ -101,7 +103,8 @@ class Stage:
         dtype = link.layer.initial[0].dtype
         self.states = [_aligned(2, streams, self._problem.width, dtype=dtype) for _ in cell.states]
         self.output = _aligned(streams, link.layer.hidden, dtype=dtype)
-        same = link.values | {"begun": 1, "x": x, self._output: self.output.ctypes.data}
+        rows = dict(zip(SLOTS, self._problem.rows.values, strict=True))
+        same = link.values | rows | {"begun": 1, "x": x, self._output: self.output.ctypes.data}
         self.turns = [
             self.kernel.prepared(same | self._rows("states", turn) | self._rows("final", 1 - turn)) for turn in range(2)
         ]

@@ -9,19 +9,18 @@ from dataclasses import dataclass
 from llvmlite import ir
 
 from recollect.engine.llvm.denormals import flushed
+from recollect.engine.llvm.rows import SLOTS
 from recollect.engine.llvm.tiling import Tiling
 from recollect.engine.llvm.values import I64, POINTER, VOID, Emitter, Value
 from recollect.engine.plan import Plan
 
-# Slots that every kernel begins with: the team, and the layout of the rows. ``offsets`` [T + 1] says where the
-# rows of each step begin, ``block_rows`` [blocks][3] where blocks of batch rows do and end, and in which row their
-# states begin; each thread has some blocks that follow each other in that table.
-# ``places`` [all rows] says where each row stands in the caller's tensors; those past the first ``rows`` are padding.
-# ``begin`` and ``end`` are the steps of the walk through time that a call takes: all of them, or a chunk after another.
+# Slots that every kernel begins with: those of the rows, the team, and who does what. ``block_rows`` [blocks][3] says
+# where blocks of batch rows begin and end, and in which row their states begin; each thread has some blocks that follow
+# each other in that table.
 COMMON = (
+    *SLOTS,
     "threads", "parallel", "thread_num", "num_threads", "yield_thread", "meeting",
-    "steps", "begin", "end", "inputs", "hidden", "width", "blocks", "block_rows", "by_units", "backward_in_time",
-    "offsets", "places", "rows", "all_rows",
+    "inputs", "hidden", "width", "blocks", "block_rows", "by_units", "backward_in_time",
 )  # fmt: skip
 _MANY_WEIGHTS = 1 << 18  # copied in about the time that it takes to wake a thread on a busy machine
 APART = 16  # integers: two cache lines, which some machines fetch together

@@ -1,12 +1,13 @@
 """A layer and direction of given sizes: all that a call of a kernel needs but the addresses.
 
-Kept from call to call, so that what is left to do for each is to fill in addresses.
+Kept from call to call, so that what is left to do for each is to fill in addresses and the rows (`rows.py`).
 """
 
 from __future__ import annotations
 
+import copy
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any
@@ -18,6 +19,7 @@ from recollect.engine.llvm.division import Division
 from recollect.engine.llvm.kernel import SLAB
 from recollect.engine.llvm.kernels import Function, Kernels
 from recollect.engine.llvm.once import cached_property
+from recollect.engine.llvm.rows import Rows
 from recollect.engine.llvm.team import Team
 from recollect.engine.llvm.tiling import WIDE, round_up
 from recollect.engine.llvm.values import SIZE
@@ -44,7 +46,7 @@ class Pass:
     Args:
         function: the kernel.
         sizes: value of each slot that is a size; the others are addresses.
-        names: the slots that `run` takes, which are the last ones.
+        names: the slots that `arguments` takes, which are the last ones.
         parts: how its own memory is divided.
     """
 
@@ -75,9 +77,10 @@ class Pass:
         """The kernel's."""
         return self._function.address
 
-    def arguments(self, addresses: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
-        """The kernel's arguments."""
+    def arguments(self, addresses: Sequence[int], rows: Sequence[int] = ()) -> ctypes.Array[ctypes.c_int64]:
+        """The kernel's arguments; ``rows`` are the `Rows.values` of a kernel that has some."""
         arguments = self._copy(self._template)
+        arguments[: len(rows)] = rows
         arguments[self._first :] = addresses  # of another number it would raise
         return arguments
 
@@ -86,34 +89,34 @@ class Pass:
         """The addresses of what packs and of what goes through steps, kept: LLVM is asked for one under a lock."""
         return self.entry("pack_weights"), self.entry("advance")
 
-    def run(self, addresses: Sequence[int]) -> None:
+    def run(self, arguments: ctypes.Array[ctypes.c_int64]) -> None:
         """Run the kernel."""
-        self._function.run(self.arguments(addresses))
+        self._function.run(arguments)
 
 
 class Problem:
-    """One layer in one direction, of given sizes.
+    """One layer in one direction, of given sizes; without `rows` until it goes `along` some.
 
     Args:
         kernels: of its cell and dtype.
         inputs, hidden: I and H.
         batch: B.
-        sizes: active rows at each step, never growing.
-        places: where each of these rows [N] stands in x, y and their like, and after them what else stands there,
-            which is padding.
+        unequal: rows end at different steps.
+        longest: T at most.
         reverse: backward in time.
         division: the threads, and what each of them does.
         team: where they come from.
         apart: whether the states of different threads lie apart; where the caller provides their memory they do not.
 
     Attributes:
-        rows: N, the sum of ``sizes``.
+        rows: which it goes along.
         width: row length of final states.
         grad_width: row length of gradients of states.
         gates: G * H.
         gate_columns: numbers in the sums over rows for the biases of one side, ``gates`` or one more.
         columns: numbers in the sums over rows.
         sums: ``columns``, rounded up to whole vectors.
+        zeros: the address of a state [B, H] of zeros, which nobody writes to.
     """
 
     def __init__(
@@ -122,8 +125,8 @@ class Problem:
         inputs: int,
         hidden: int,
         batch: int,
-        sizes: Sequence[int],
-        places: np.ndarray,
+        unequal: bool,
+        longest: int,
         reverse: bool,
         division: Division,
         team: Team,
@@ -132,11 +135,12 @@ class Problem:
         self.kernels, self.plan = kernels, kernels.plan
         self.tiling = tiling = kernels.tiling(inputs, hidden)
         self.inputs, self.hidden, self.batch, self.division, self.team = inputs, hidden, batch, division, team
-        self.begun, self.steps, self._apart = sizes[0], len(sizes), apart
+        self.rows: Rows
+        self._unequal, self._longest, self._apart = unequal, longest, apart
+        self._passes: dict[str, Pass] = {}
         self._block_rows: list[np.ndarray] = []
-        self._places, self._offsets = places.astype(np.int64, copy=False), np.zeros(self.steps + 1, np.int64)
-        np.cumsum(sizes, out=self._offsets[1:])
-        self.rows = int(self._offsets[-1])
+        self._zeros = np.zeros((batch, hidden), tiling.dtype)
+        self.zeros = self._zeros.ctypes.data
         self.width = tiling.width(hidden)
         self.grad_width = max(self.width, round_up(hidden, tiling.hidden_wide * tiling.lanes))
         self.gates = len(self.plan.gates) * hidden
@@ -145,15 +149,18 @@ class Problem:
         self.sums = round_up(self.columns, WIDE * tiling.lanes)
         self._common = {
             **team.slots, "threads": division.threads, "by_units": int(division.by_units),
-            "steps": self.steps, "begin": 0, "end": self.steps, "inputs": inputs, "hidden": hidden, "width": self.width,
-            "backward_in_time": int(reverse), "offsets": self._offsets.ctypes.data,
-            "places": self._places.ctypes.data, "rows": self.rows, "all_rows": len(places),
+            "inputs": inputs, "hidden": hidden, "width": self.width, "backward_in_time": int(reverse),
         }  # fmt: skip
+
+    def along(self, rows: Rows) -> Problem:
+        """The same for some rows, as a new object that shares everything else."""
+        made = copy.copy(self)
+        made.rows = rows
+        return made
 
     def _blocks(self, tile_rows: int, apart: int = 0) -> dict[str, int]:
         """Blocks of batch rows: as many as tiles need, and as many for each thread, whose states lie ``apart`` rows."""
-        unequal = self.rows < self.steps * self.batch
-        table = _deal(self.batch, tile_rows, self.division.row_threads, apart, unequal)
+        table = _deal(self.batch, tile_rows, self.division.row_threads, apart, self._unequal)
         self._block_rows.append(table)  # the kernel's arguments point to it
         return {"blocks": len(table), "block_rows": table.ctypes.data}
 
@@ -166,13 +173,14 @@ class Problem:
         """How many k to take at once: all of them where no second block of rows would find them in the cache."""
         return self.tiling.piece(vectors) if blocks > self.division.row_threads else count
 
-    @cached_property
-    def zeros(self) -> int:
-        """The address of a state [B, H] of zeros, which nobody writes to."""
-        self._zeros = np.zeros((self.batch, self.hidden), self.tiling.dtype)
-        return self._zeros.ctypes.data
+    def _made(self, name: str, make: Callable[[], Pass]) -> Pass:
+        """A pass, made at first use for whatever rows."""
+        found = self._passes.get(name)
+        if found is None:
+            found = self._passes[name] = make()
+        return found
 
-    @cached_property
+    @property
     def infer(self) -> Pass:
         """The forward pass alone.
 
@@ -181,17 +189,17 @@ class Problem:
         vectors and what the call gives (`given_slots`). Parts of its memory: from ``packed_vectors`` to ``states``,
         and with bfloat16 ``rounded``, which is another address.
         """
-        return self._forward(save=False)
+        return self._made("infer", lambda: self._forward(save=False))
 
-    @cached_property
+    @property
     def train(self) -> Pass:
         """The forward pass that keeps what `backward` reads in `kept`; addresses and parts as for `infer`."""
-        return self._forward(save=True)
+        return self._made("train", lambda: self._forward(save=True))
 
-    @cached_property
+    @property
     def kept(self) -> Parts:
         """How the memory is divided in which `train` leaves what `backward` reads: of each state, and ``saved``."""
-        each = self.width * self.rows
+        each = self.width * self.rows.count
         return Parts(*[each for _ in self.plan.states], each * self.plan.saved)
 
     def _forward(self, *, save: bool) -> Pass:
@@ -220,7 +228,7 @@ class Problem:
         }  # fmt: skip
         return Pass(self.kernels.forward(tiling, save=save), sizes, forward.addresses(plan, tiling), parts)
 
-    @cached_property
+    @property
     def backward(self) -> Pass:
         """The backward pass.
 
@@ -230,9 +238,12 @@ class Problem:
         packed_hh`` and with bfloat16 ``paired``, which are the parts of its memory. ``dx``, ``dw_ih`` and
         ``dw_hh`` may be 0: not wanted. ``dy_stride`` is H, or 0 where ``dy`` is one row of zeros for all.
         """
+        return self._made("backward", self._backward)
+
+    def _backward(self) -> Pass:
         plan, tiling = self.plan, self.tiling
         stride, paired_stride = (of(tiling, self.columns) for of in (backward.chunk_stride, backward.paired_stride))
-        chunk_steps = min(self.steps, max(1, backward.chunk_rows(tiling, self.columns) // self.batch))
+        chunk_steps = min(self._longest, max(1, backward.chunk_rows(tiling, self.columns) // self.batch))
         rows, gates = chunk_steps * self.batch, tiling.terms(self.gates)
         parts = Parts(
             self.width * len(plan.vectors),

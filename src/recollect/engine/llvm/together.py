@@ -106,7 +106,9 @@ def run_together(strands: Sequence[Strand], threads: int, team: Team, chunks: in
     """
     table = np.array([(*calls, ctypes.addressof(arguments)) for *calls, arguments in strands], np.int64)
     counts = np.zeros((1 + len(strands), APART), np.int64)
-    _kernel(threads, team).run([1 + chunks, chunk_steps, len(strands), table.ctypes.data, counts.ctypes.data])
+    kernel = _kernel(threads, team)
+    addresses = [1 + chunks, chunk_steps, len(strands), table.ctypes.data, counts.ctypes.data]
+    kernel.run(kernel.arguments(addresses))
 
 
 @lru_cache(maxsize=16)
