@@ -49,6 +49,20 @@ def test_states_are_sorted_and_unsorted():
     assert dense(5, 5).sort(state) is state
 
 
+def test_lengths_in_order_need_no_sorting():
+    x, state = torch.randn(5, 3, 2), torch.randn(2, 3, 3)
+    layout = lay_out(x, [5, 2, 2], batch_first=False)
+    assert layout.sort(state) is layout.unsort(state) is state
+    assert not layout.dense
+    assert torch.equal(layout.take(x), pack_padded_sequence(x, torch.tensor([5, 2, 2])).data)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_lengths_that_leave_nothing_out_are_a_dense_batch(batch_first):
+    x = torch.randn(*((3, 5) if batch_first else (5, 3)), 2)
+    assert lay_out(x, [5, 5, 5], batch_first=batch_first) is dense(3, 5, batch_first=batch_first)
+
+
 def test_a_dense_layout_is_kept_unless_it_is_large():
     assert dense(3, 4) is dense(3, 4)
     assert dense(3, 4).kept

@@ -46,7 +46,7 @@ class Layout:
     ) -> None:
         self.sizes, self.batch, self.steps, self.batch_first, self._order = sizes, batch, steps, batch_first, order
         self.count, self.packed = sum(sizes), not steps
-        self.dense = not self.packed and order is None
+        self.dense = not self.packed and order is None and self.count == steps * batch
         self.kept = False
 
     @cached_property

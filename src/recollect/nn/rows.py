@@ -35,10 +35,14 @@ def lay_out(
         return dense(batch, steps, batch_first=batch_first)
 
     valid = _checked_lengths([] if lengths is None else lengths, batch, steps)
+    in_order = bool((valid[:-1] >= valid[1:]).all())
+    if in_order and batch and valid[-1] == steps > 0:
+        return dense(batch, steps, batch_first=batch_first)
     ended = np.cumsum(np.bincount(valid))  # [longest + 1]: sequences of length t or less
     # At least one step, of no rows: then final states depend on every parameter, with a gradient of zeros.
     sizes = (batch - ended[:-1]).tolist() or [0]
-    return Layout(sizes, batch, steps, batch_first=batch_first, order=np.argsort(-valid, kind="stable"))
+    order = None if in_order else np.argsort(-valid, kind="stable")
+    return Layout(sizes, batch, steps, batch_first=batch_first, order=order)
 
 
 def _checked_lengths(lengths: torch.Tensor | Sequence[int], batch: int, steps: int) -> np.ndarray:
