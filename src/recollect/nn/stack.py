@@ -90,17 +90,21 @@ class Stack:
             )
             for place in range(count)
         ]
-        data, found = rows_of(x), None
-        if self.num_layers > 1 and not (self.bidirectional or dropout or run_layer):
-            found = dispatch.run_layers(self.cell, data, layout, runs)
-        if found is None:
-            layers = [runs[first : first + directions] for first in range(0, count, directions)]
-            found = self._one_by_one(data, layout, layers, dropout, run_layer or dispatch.run)
-        outputs = [_joined(each, -1) for each in zip(*(outputs for outputs, _ in found[-directions:]), strict=True)]
-        stacked = [_joined(each, 0) for each in zip(*(final for _, final in found), strict=True)]
+        data, run = rows_of(x), run_layer or dispatch.run
+        if count == 1:  # most calls by far
+            [(outputs, stacked)] = run(self.cell, data, layout, runs)
+        else:
+            found = None
+            if not (self.bidirectional or dropout or run_layer):
+                found = dispatch.run_layers(self.cell, data, layout, runs)
+            if found is None:
+                layers = [runs[first : first + directions] for first in range(0, count, directions)]
+                found = self._one_by_one(data, layout, layers, dropout, run)
+            outputs = [_joined(each, -1) for each in zip(*(outputs for outputs, _ in found[-directions:]), strict=True)]
+            stacked = [_joined(each, 0) for each in zip(*(final for _, final in found), strict=True)]
         if isinstance(x, PackedSequence):
             outputs = [PackedSequence(each, *x[1:]) for each in outputs]
-        return outputs, [layout.unsort(each) for each in stacked]
+        return list(outputs), [layout.unsort(each) for each in stacked]
 
     def _one_by_one(
         self,

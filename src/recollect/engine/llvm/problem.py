@@ -196,7 +196,7 @@ class Problem:
         """The forward pass that keeps what `backward` reads in `kept`; addresses and parts as for `infer`."""
         return self._made("train", lambda: self._forward(save=True))
 
-    @property
+    @cached_property
     def kept(self) -> Parts:
         """How the memory is divided in which `train` leaves what `backward` reads: of each state, and ``saved``."""
         each = self.width * self.rows.count
