@@ -85,7 +85,8 @@ def run(count, key, mask, threshold, dtype=torch.float32):
     out = torch.full((count + 64,), 7.0, dtype=dtype)
     one = int(np.float64(1.0).view(np.int64))
     address = out.data_ptr() + 32 * out.element_size()
-    masks._kernel(dtype, torch.get_num_threads(), masks.team()).run([address, count, key, mask, threshold, one])
+    kernel = masks._kernel(dtype, torch.get_num_threads(), masks.team())
+    kernel.run(kernel.arguments([address, count, key, mask, threshold, one]))
     assert (out[:32] == 7).all()
     assert (out[32 + count :] == 7).all()
     return out[32 : 32 + count]
