@@ -30,17 +30,17 @@ def flushed(e: Emitter, register: str) -> Iterator[None]:
     """
     if register == "mxcsr":
         before, during = _room(e), _room(e)
-        _call(e, "llvm.x86.sse.stmxcsr", VOID, before)
+        e.call_llvm("llvm.x86.sse.stmxcsr", VOID, before)
         mode = e.builder.load(before, typ=_I32)
         e.builder.store(e.builder.or_(mode, ir.Constant(_I32, _MXCSR_BITS)), during)
-        _call(e, "llvm.x86.sse.ldmxcsr", VOID, during)
+        e.call_llvm("llvm.x86.sse.ldmxcsr", VOID, during)
         yield
-        _call(e, "llvm.x86.sse.ldmxcsr", VOID, before)
+        e.call_llvm("llvm.x86.sse.ldmxcsr", VOID, before)
     elif register == "fpcr":
-        mode = _call(e, "llvm.aarch64.get.fpcr", I64)
-        _call(e, "llvm.aarch64.set.fpcr", VOID, e.builder.or_(mode, ir.Constant(I64, _FPCR_BIT)))
+        mode = e.call_llvm("llvm.aarch64.get.fpcr", I64)
+        e.call_llvm("llvm.aarch64.set.fpcr", VOID, e.builder.or_(mode.ir, ir.Constant(I64, _FPCR_BIT)))
         yield
-        _call(e, "llvm.aarch64.set.fpcr", VOID, mode)
+        e.call_llvm("llvm.aarch64.set.fpcr", VOID, mode)
     else:
         yield
 
@@ -48,9 +48,3 @@ def flushed(e: Emitter, register: str) -> Iterator[None]:
 def _room(e: Emitter) -> Any:
     with e.builder.goto_entry_block():
         return e.builder.bitcast(e.builder.alloca(_I32), POINTER)
-
-
-def _call(e: Emitter, name: str, result: ir.Type, *arguments: Any) -> Any:
-    kind = ir.FunctionType(result, [each.type for each in arguments])
-    known = e.module.globals.get(name) or ir.Function(e.module, kind, name)
-    return e.builder.call(known, arguments)

@@ -135,15 +135,10 @@ class Kernel:
             with e.when(met()):
                 e.builder.ret_void()
             if self.tiling.pause:
-                e.builder.call(_declared(self.module, self.tiling.pause), [])
+                e.call_llvm(self.tiling.pause, VOID)
             # Where a thread of the team is not running, whoever waits for it hands it the core.
             with e.when(turn > _SPINS):
                 e.call_address(self.slot(e, "yield_thread"), ir.FunctionType(ir.IntType(32), []))
-
-
-def _declared(module: ir.Module, name: str) -> ir.Function:
-    """A function of no arguments and no result that LLVM knows."""
-    return module.globals.get(name) or ir.Function(module, ir.FunctionType(VOID, []), name)
 
 
 @dataclass(frozen=True)

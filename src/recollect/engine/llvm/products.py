@@ -91,9 +91,7 @@ class Pairs(Numbers):
     def multiply_add(self, e: Emitter, x: Value, y: Value, total: Value) -> Value:
         if self._native:
             pairs, name = ir.VectorType(_BFLOAT, 2 * e.lanes), f"llvm.x86.avx512bf16.dpbf16ps.{32 * e.lanes}"
-            kind = ir.FunctionType(e.vector, [e.vector, pairs, pairs])
-            function = e.module.globals.get(name) or ir.Function(e.module, kind, name)
-            return e.call(function, total, x.bitcast(pairs), y.bitcast(pairs))
+            return e.call_llvm(name, e.vector, total, x.bitcast(pairs), y.bitcast(pairs))
         (x_first, x_second), (y_first, y_second) = _as_numbers(e, x), _as_numbers(e, y)
         return e.fma(x_first, y_first, e.fma(x_second, y_second, total))
 

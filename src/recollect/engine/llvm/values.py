@@ -218,12 +218,14 @@ class Emitter:
 
     def intrinsic(self, name: str, kind: Any, *arguments: Any) -> Value:
         """Call an LLVM intrinsic whose name ends in the vector type."""
-        suffix = f"v{self.lanes}f{self.size * 8}"
-        full = f"llvm.{name}.{suffix}"
+        return self.call_llvm(f"llvm.{name}.v{self.lanes}f{self.size * 8}", kind, *arguments)
+
+    def call_llvm(self, name: str, kind: Any, *arguments: Any) -> Value:
+        """Call an LLVM intrinsic by its whole name; it is declared where it is not yet."""
         values = [argument.ir if isinstance(argument, Value) else argument for argument in arguments]
-        known = self.module.globals.get(full)
+        known = self.module.globals.get(name)
         if known is None:
-            known = ir.Function(self.module, ir.FunctionType(kind, [value.type for value in values]), full)
+            known = ir.Function(self.module, ir.FunctionType(kind, [value.type for value in values]), name)
         return Value(self.builder, self.builder.call(known, values))
 
     # Memory; offsets count numbers, not bytes -----------------------------------------------------
@@ -243,14 +245,9 @@ class Emitter:
 
     def prefetch(self, pointer: Value, offset: Value | int = 0, *, write: bool = False) -> None:
         """Fetch the cache line of a number that will soon be read, or written; no address is wrong."""
-        i32 = ir.IntType(32)
-        name = "llvm.prefetch.p0"
-        known = self.module.globals.get(name)
-        if known is None:
-            known = ir.Function(self.module, ir.FunctionType(VOID, [POINTER, i32, i32, i32]), name)
         # To read or to write, into the nearest cache, of data.
-        how = [ir.Constant(i32, number) for number in (int(write), 3, 1)]
-        self.builder.call(known, [self.at(pointer, offset).ir, *how])
+        how = [ir.Constant(ir.IntType(32), number) for number in (int(write), 3, 1)]
+        self.call_llvm("llvm.prefetch.p0", VOID, self.at(pointer, offset), *how)
 
     def load_one(self, pointer: Value, offset: Value | int = 0) -> Value:
         return Value(self.builder, self.builder.load(self.at(pointer, offset).ir, align=self.size, typ=self.element))
@@ -312,27 +309,22 @@ class Emitter:
         """Store the lanes where ``mask`` holds; the others' memory is not touched."""
         place = self.at(pointer, offset)
         if self._masks_are_free:
-            self._masked("store", VOID, [value.ir, place.ir, mask.ir])
+            self._masked("store", VOID, value, place, mask)
             return
         # AVX2's masked store takes a dozen cycles, and most vectors are whole.
         with self.builder.if_else(mask.whole.ir) as (whole, part):
             with whole:
                 self.store(value, place)
             with part:
-                self._masked("store", VOID, [value.ir, place.ir, mask.ir])
+                self._masked("store", VOID, value, place, mask)
 
     def load_masked(self, mask: Value, pointer: Value, offset: Value | int) -> Value:
         """Load the lanes where ``mask`` holds, 0 in the others."""
-        zero = constant(self.vector, 0.0)
-        return self._masked("load", self.vector, [self.at(pointer, offset).ir, mask.ir, zero])
+        return self._masked("load", self.vector, self.at(pointer, offset), mask, constant(self.vector, 0.0))
 
-    def _masked(self, what: str, kind: Any, values: list[Any]) -> Value:
+    def _masked(self, what: str, kind: Any, *arguments: Any) -> Value:
         kind_of_number = "i" if self.element is I16 else "f"
-        name = f"llvm.masked.{what}.v{self.lanes}{kind_of_number}{self.size * 8}.p0"
-        known = self.module.globals.get(name)
-        if known is None:
-            known = ir.Function(self.module, ir.FunctionType(kind, [value.type for value in values]), name)
-        return Value(self.builder, self.builder.call(known, values))
+        return self.call_llvm(f"llvm.masked.{what}.v{self.lanes}{kind_of_number}{self.size * 8}.p0", kind, *arguments)
 
 
 class Mask(Value):
