@@ -191,7 +191,7 @@ def run_layers(cell: Cell, x: torch.Tensor, layout: Layout, layers: Sequence[Dir
     """
     if not wavefront.pays(cell, x, layout, layers):
         return None
-    problems, tensors = wavefront.prepare(cell, x, layout, layers)
+    problems, tensors = prepare(cell, x, layout, layers, stacked=True)
     if torch.is_grad_enabled() and _any_requires_grad(tensors):
         ways = [(each.extras, each.reverse) for each in layers]
         flat = _Layers.apply(cell, layout, ways, problems, *tensors)

@@ -32,33 +32,34 @@ def kernels_of(cell: Cell, dtype: torch.dtype, variant: Variant) -> Kernels:
 
 
 def prepare(
-    cell: Cell, x: torch.Tensor, layout: Layout, directions: Sequence[Direction]
+    cell: Cell, x: torch.Tensor, layout: Layout, directions: Sequence[Direction], *, stacked: bool = False
 ) -> tuple[list[Problem], list[Any]]:
     """The sizes of each direction of a layer, and the tensors that its kernels read, which have been checked.
+
+    Args:
+        cell, x, layout, directions: as for `reference.run`.
+        stacked: each is a layer of its own, on the outputs of the one before.
 
     Returns:
         The problems, and x followed by the tensors of each direction: the four parameters, the initial states, the
         vectors; None where there is none.
     """
-    inputs, count = x.shape[-1], len(directions)
+    make = kept_problem if layout.kept else _problem
+    inputs, threads, workers = x.shape[-1], torch.get_num_threads(), team()
+    of_layer = 1 if stacked else len(directions)
     problems: list[Problem] = []
     tensors: list[Any] = [x]
-    for direction in directions:
-        problem, own = prepare_one(cell, x, inputs, layout, direction, count)
-        problems.append(problem)
+    for states, weights, extras, reverse, _ in directions:
+        ih, hh, bias_ih, bias_hh, _, vectors = weights
+        hidden = hh.shape[1]
+        own = (ih, hh, bias_ih, bias_hh, *(states or (None,) * len(cell.states)), *vectors)
+        check_readable(cell, x, inputs, own, extras, layout.batch, hidden)
+        kind = (cell, x.dtype, extras.variant)
+        problems.append(make(kind, inputs, hidden, layout, reverse, threads, workers, of_layer))
         tensors += own
+        if stacked:
+            inputs = hidden
     return problems, tensors
-
-
-def prepare_one(
-    cell: Cell, x: torch.Tensor, inputs: int, layout: Layout, direction: Direction, directions: int = 1
-) -> tuple[Problem, Sequence[Any]]:
-    """The same of one direction, of as many as the layer has, whose input is like ``x`` with so many features."""
-    states, (ih, hh, bias_ih, bias_hh, _, vectors), extras, reverse, _ = direction
-    own = (ih, hh, bias_ih, bias_hh, *(states or (None,) * len(cell.states)), *vectors)
-    check_readable(cell, x, inputs, own, extras, layout.batch, hh.shape[1])
-    make, kind = kept_problem if layout.kept else _problem, (cell, x.dtype, extras.variant)
-    return make(kind, inputs, hh.shape[1], layout, reverse, torch.get_num_threads(), team(), directions), own
 
 
 def _problem(

@@ -22,7 +22,6 @@ from recollect.engine.calls import (
     kernels_of,
     new_outputs,
     of_each,
-    prepare_one,
     result_of,
 )
 from recollect.engine.layout import Layout
@@ -52,25 +51,10 @@ def pays(cell: Cell, x: torch.Tensor, layout: Layout, layers: Sequence[Direction
     return layers_beside(kernels, *sizes, threads, len(layers))
 
 
-def prepare(
-    cell: Cell, x: torch.Tensor, layout: Layout, layers: Sequence[Direction]
-) -> tuple[list[Problem], list[Any]]:
-    """As `calls.prepare`, of layers on top of each other: the problem of each, and x before the tensors of each."""
-    problems: list[Problem] = []
-    tensors: list[Any] = [x]
-    inputs = x.shape[-1]
-    for layer in layers:
-        problem, own = prepare_one(cell, x, inputs, layout, layer)
-        problems.append(problem)
-        tensors += own
-        inputs = problem.hidden
-    return problems, tensors
-
-
 def forward(
     problems: Sequence[Problem], tensors: Sequence[Any], extras: Sequence[Extras], *, save: bool
 ) -> list[tuple[list[torch.Tensor], list[torch.Tensor], Buffer | None]]:
-    """As `calls.forward`, of the layers of `prepare`."""
+    """As `calls.forward`, of layers that `calls.prepare` has ``stacked``."""
     x, *rest = readable(tensors)
     parts = []
     for problem, own, added in zip(problems, of_each(len(problems), rest), extras, strict=True):
@@ -89,7 +73,7 @@ def backward(
     needed: Sequence[bool],
     grads: Sequence[torch.Tensor | None],
 ) -> list[torch.Tensor | None]:
-    """As `calls.backward`, of the layers of `prepare`.
+    """As `calls.backward`, of layers that `calls.prepare` has ``stacked``.
 
     Args:
         problems, memories, tensors, extras, needed: as there.
