@@ -89,10 +89,11 @@ class Segmented(torch.autograd.Function):
             active = segment.layout.batch
             ctx.starts.append([state[:, :active].clone() for state in states])
             problems, own, added = _of_segment(ctx, tensors, segment, ctx.starts[-1])
-            parts = [each.flatten(0, -2)[segment.rows] for each in outputs]  # in place, where rows follow each other
-            [(_, final, _)] = forward(problems, own, [added], save=False, outputs=parts)
-            if not segment.in_order:
-                for into, part in zip(outputs, parts, strict=True):
+            # Where rows follow each other they are written in place.
+            parts = [each.flatten(0, -2)[segment.rows] for each in outputs] if segment.in_order else None
+            [(found, final, _)] = forward(problems, own, [added], save=False, outputs=parts)
+            if parts is None:
+                for into, part in zip(outputs, found, strict=True):
                     into.flatten(0, -2)[segment.rows] = part
             for state, new in zip(states, final, strict=True):
                 state[:, :active] = new
