@@ -14,7 +14,7 @@ import sys
 import torch
 
 import recollect
-from recollect.benchmark.parity import Run, infer, results, train
+from recollect.benchmark.parity import Run, infer, norm_difference, results, train
 from recollect.benchmark.timing import paired
 from recollect.errors import BackendError
 
@@ -30,11 +30,6 @@ def in_precision(precision: str, layer: torch.nn.Module, x: torch.Tensor) -> Run
             return [layer(x)[0]]
 
     return run
-
-
-def furthest(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
-    """The largest difference of any tensor, relative to its norm."""
-    return max(float((a - b).norm() / b.norm()) for a, b in zip(found, expected, strict=True))
 
 
 def main() -> int:
@@ -55,7 +50,7 @@ def main() -> int:
         x = torch.randn(steps, batch, inputs, requires_grad=True)
         leaves, grads = [x, *layer.parameters()], [torch.randn(steps, batch, hidden)]
         runs = [in_precision(precision, layer, x) for precision in ("bfloat16", "float32")]
-        apart = furthest(*(results(run, leaves, grads) for run in runs))
+        apart = norm_difference(*(results(run, leaves, grads) for run in runs))
         print(f"LSTM, B={batch}, I={inputs}, H={hidden}, T={steps}: ‖Δ‖/‖g‖ at most {apart:.1e}")
         if not apart <= BOUND:
             print("  refused: further apart than", BOUND)

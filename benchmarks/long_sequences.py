@@ -14,6 +14,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
+
+from recollect.benchmark.parity import norm_difference
+
 CHILD = """
 import resource, sys, time
 import torch
@@ -55,14 +59,6 @@ def measure(steps: int, batch: int, hidden: int, passes: int, checkpoint: str, p
     return float(printed[0]), statistics.median(map(float, printed[1:]))
 
 
-def difference(first: Path, second: Path) -> float:
-    """The largest difference of any gradient, relative to its norm."""
-    import torch
-
-    pairs = zip(torch.load(first), torch.load(second), strict=True)
-    return max(float((a - b).norm() / b.norm()) for a, b in pairs)
-
-
 def main() -> int:
     """Print a table; 1 where gradients differ."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.long_sequences", description=__doc__)
@@ -75,7 +71,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / name for name in ("segments", "whole")]
         found = [measure(*sizes, way, path) for way, path in zip(("auto", "none"), paths, strict=True)]
-        apart = difference(*paths)
+        apart = norm_difference(*(torch.load(path) for path in paths))
     print(f"LSTM training, float32, B={options.batch}, I=32, H={options.hidden}, T={options.steps}")
     if not apart <= 1e-4:
         print(f"  refused: gradients differ by {apart:.1e}")

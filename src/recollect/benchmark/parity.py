@@ -48,6 +48,11 @@ def difference(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) 
     return float(torch.stack(each).max())  # torch's max keeps a NaN, Python's may lose it
 
 
+def norm_difference(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:
+    """The largest difference by norms, ``‖Δ‖₂`` of each tensor relative to its own; NaN if either has one."""
+    return float(torch.stack([(a - b).norm() / b.norm() for a, b in zip(found, expected, strict=True)]).max())
+
+
 def difference_from_reference(run: Run, leaves: Sequence[torch.Tensor], grads: Sequence[torch.Tensor]) -> float:
     """Between kernels and reference, for what no peer computes; random masks are drawn alike."""
     found = []
