@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from recollect._files import write_atomically
 from recollect.diagnosis import flow, report
 from recollect.diagnosis.findings import Finding, Place, judge
-from recollect.diagnosis.probe import Call, join, record
+from recollect.diagnosis.recording import Call, join, record
 from recollect.errors import InputError
 from recollect.nn import Recurrent
 

@@ -14,7 +14,7 @@ from recollect.errors import InputError
 from recollect.nn import Recurrent
 
 if TYPE_CHECKING:
-    from recollect.diagnosis.probe import Call
+    from recollect.diagnosis.recording import Call
 
 _SEED = 0
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from recollect.diagnosis import chart
 from recollect.diagnosis.flow import Curve
-from recollect.diagnosis.probe import join
+from recollect.diagnosis.recording import join
 
 if TYPE_CHECKING:
     from recollect.diagnosis.diagnosis import Diagnosis

@@ -74,7 +74,7 @@ def record(model: nn.Module, x: Any, target: Any, loss: Any, lengths: Any) -> tu
         )
     with _apart_from_the_caller(model):
         twin = _twin(model)
-        probe = _Probe(twin)
+        recorder = _Recorder(twin)
         arguments = x if isinstance(x, tuple) and not isinstance(x, PackedSequence) else (x,)
         keywords = {}
         if lengths is not None:
@@ -84,13 +84,13 @@ def record(model: nn.Module, x: Any, target: Any, loss: Any, lengths: Any) -> tu
                 lengths = torch.as_tensor(lengths).clone()
             if "lengths" in inspect.signature(twin.forward).parameters:
                 keywords["lengths"] = lengths
-        with dispatch.listening(probe.listen), _explained("the model could not run on a float64 copy of x"):
+        with dispatch.listening(recorder.listen), _explained("the model could not run on a float64 copy of x"):
             output = twin(*map_tensors(_own, arguments), **keywords)
-        calls = list(probe.calls.values())
+        calls = list(recorder.calls.values())
         if not calls:
             raise InputError(
                 "no recurrent layer of the model ran",
-                given=f"{len(probe.paths)} recurrent layer(s): {', '.join(probe.paths)}",
+                given=f"{len(recorder.paths)} recurrent layer(s): {', '.join(recorder.paths)}",
                 expected="a forward pass that calls one",
                 remedy="call the layer as self.rnn(x), not self.rnn.forward(x)",
             )
@@ -173,7 +173,7 @@ def _twin(model: nn.Module) -> nn.Module:
     return twin
 
 
-class _Probe:
+class _Recorder:
     """Hooks on a model that know which layer runs, and taps that keep its states."""
 
     def __init__(self, model: nn.Module) -> None:
