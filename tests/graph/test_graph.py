@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from random_graphs import LEAVES, graphs
 from recollect import cells
 from recollect.errors import GraphError
-from recollect.graph.graph import MAX_NODES, Builder, Graph, Node, vjp
+from recollect.graph.derivatives import vjp
+from recollect.graph.graph import MAX_NODES, Builder, Graph, Node
 from recollect.graph.trace import TorchTarget
 
 

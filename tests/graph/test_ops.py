@@ -21,7 +21,8 @@ from operations import (
 from recollect.cells import Cell
 from recollect.cells.cell import cell
 from recollect.graph import ops
-from recollect.graph.graph import Builder, vjp
+from recollect.graph.derivatives import vjp
+from recollect.graph.graph import Builder
 from recollect.graph.trace import TorchTarget
 
 CASES = [

@@ -9,13 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from recollect._files import write_atomically
 from recollect.diagnosis import flow, report
+from recollect.diagnosis.activity import GateActivity, gate_activity, state_norms
+from recollect.diagnosis.call import Call, join
 from recollect.diagnosis.findings import Finding, Place, judge
-from recollect.diagnosis.recording import Call, join, record
+from recollect.diagnosis.recording import record
+from recollect.diagnosis.unrolled import Unrolled
 from recollect.errors import InputError
 from recollect.nn import Recurrent
 
@@ -36,6 +40,14 @@ class Diagnosis:
             ``"rnn.weight_hh_l0.i"``.
         curves: the same for all layers, directions and states, in the order in which layers ran.
         horizons: the gradient horizon of each of ``curves``.
+        weight_curves: for each layer and direction (``"rnn.l0"``) the norm, [T_max] float64, of what the steps of each
+            lag add to dL/dW_hh: which steps still teach the weights anything. These parts, as matrices, add up to it.
+        weight_grad_norm_by_lag: the one of them that belongs to ``curve``.
+        spectral_norm: the largest singular value of each W_hh, by the names of ``spectral_radius``.
+        gates: what each gate did (``"rnn.l0.f"``): how far it was open, how often saturated; see `GateActivity`.
+        state_norms: the root mean square over rows of the norm of each state at each step in time, by the names of
+            ``curves``.
+        example: [T, I] the input of each recurrent layer (``"rnn"``), in the row that `GateActivity.example` shows.
         findings: what is wrong, the worst first, or that nothing is.
         notes: what to bear in mind when reading the curves.
         loss: L, the number whose gradient it is.
@@ -47,11 +59,20 @@ class Diagnosis:
     censored: bool
     growth_per_step: float
     spectral_radius: dict[str, float]
+    spectral_norm: dict[str, float]
     curves: dict[str, flow.Curve]
     horizons: dict[str, int]
+    weight_curves: dict[str, flow.Curve]
+    gates: dict[str, GateActivity]
+    state_norms: dict[str, flow.Curve]
+    example: dict[str, NDArray[np.float64]]
     findings: list[Finding]
     notes: list[str]
     loss: float
+
+    @property
+    def weight_grad_norm_by_lag(self) -> flow.Curve:
+        return self.weight_curves[self.curve.rpartition(".")[0]]
 
     def __str__(self) -> str:
         return report.to_text(self)
@@ -130,14 +151,14 @@ def diagnose(
     """
     calls, value = record(model, x, target, loss, lengths)
     curves: dict[str, flow.Curve] = {}
-    homes: dict[str, tuple[Call, str]] = {}
+    homes: dict[str, tuple[Call, Unrolled]] = {}
     for call in calls:
-        for label in call.states:
-            for name, curve in zip(call.layer.cell.states, _curves(call, label), strict=True):
-                full = join(call.path, label, name)
-                curves[full], homes[full] = curve, (call, label)
+        for each in call.unrolled.values():
+            for name, gradients in zip(call.layer.cell.states, each.state_gradients, strict=True):
+                curves[f"{each.name}.{name}"] = flow.grad_norm_by_lag(each, gradients)
+                homes[f"{each.name}.{name}"] = call, each
     chosen = _choose(homes, layer)
-    call, label = homes[chosen]
+    call, judged = homes[chosen]
     curve = curves[chosen]
     if len(curve) < 2:
         raise InputError(
@@ -149,7 +170,8 @@ def diagnose(
     horizon, censored = flow.gradient_horizon(curve)
     growth = flow.growth_per_step(curve)
     horizons = {name: flow.gradient_horizon(each)[0] for name, each in curves.items()}
-    beside = {name: horizons[name] for name, home in homes.items() if home == (call, label)}
+    beside = {name: horizons[name] for name, home in homes.items() if home == (call, judged)}
+    every = [each for call in calls for each in call.unrolled.values()]
     ours = isinstance(model.get_submodule(call.path), Recurrent)
     return Diagnosis(
         curve=chosen,
@@ -157,10 +179,15 @@ def diagnose(
         gradient_horizon=horizon,
         censored=censored,
         growth_per_step=growth,
-        spectral_radius=_spectral_radii(calls),
+        spectral_radius=_of_weights(every, flow.spectral_radius),
+        spectral_norm=_of_weights(every, flow.spectral_norm),
         curves=curves,
         horizons=horizons,
-        findings=judge(curve, growth, beside, Place(call.path, label, call.layer, ours)),
+        weight_curves={each.name: flow.weight_grad_norm_by_lag(each) for each in every},
+        gates={f"{each.name}.{gate}": seen for each in every for gate, seen in gate_activity(each).items()},
+        state_norms={f"{each.name}.{name}": norms for each in every for name, norms in state_norms(each).items()},
+        example={call.path: call.example_input() for call in calls},
+        findings=judge(curve, growth, beside, Place(call.path, judged.label, call.layer, ours)),
         notes=[
             f"{each.path or 'the layer'} ran {each.times} times; its curves are those of the last time"
             for each in calls
@@ -170,22 +197,7 @@ def diagnose(
     )
 
 
-def _curves(call: Call, label: str) -> list[flow.Curve]:
-    """The curve of each state of one layer and direction."""
-    steps = [t for t, _ in call.states[label]]
-    sizes = np.array([len(states[0]) for _, states in call.states[label]])
-    # Rows are sorted by length, so row r is active in as many steps as have more than r rows.
-    lengths = (sizes[:, None] > np.arange(sizes.max())).sum(0)
-    if call.lengths is not None and not call.ragged:
-        lengths = call.lengths.numpy()
-    reverse = label.endswith("_reverse")
-    return [
-        flow.grad_norm_by_lag(steps, each, lengths, reverse=reverse)
-        for each in zip(*call.gradients[label], strict=True)
-    ]
-
-
-def _choose(homes: dict[str, tuple[Call, str]], layer: str | None) -> str:
+def _choose(homes: dict[str, tuple[Call, Unrolled]], layer: str | None) -> str:
     """The curve that ``layer`` names: of those it fits, the last to run, top level, forward, first state."""
     fitting = [name for name in homes if layer is None or name == layer or name.startswith(f"{layer}.")]
     if not fitting:
@@ -197,21 +209,21 @@ def _choose(homes: dict[str, tuple[Call, str]], layer: str | None) -> str:
             remedy=f"did you mean {near[0]!r}?" if near else None,
         )
     last = homes[fitting[-1]][0]
-    labels = [label for call, label in (homes[name] for name in fitting) if call is last]
-    # Labels come in the order l0, l0_reverse, l1, ...
-    forward = [label for label in labels if not label.endswith("_reverse")] or labels
+    runs = [each for call, each in (homes[name] for name in fitting) if call is last]
+    # They come in the order l0, l0_reverse, l1, ...
+    forward = [each for each in runs if not each.reverse] or runs
     return next(name for name in fitting if homes[name] == (last, forward[-1]))
 
 
-def _spectral_radii(calls: list[Call]) -> dict[str, float]:
+def _of_weights(every: list[Unrolled], number: Callable[[Tensor], float]) -> dict[str, float]:
+    """A number of the recurrent weights of each layer, direction and gate."""
     found = {}
-    for call in calls:
-        gates = call.layer.cell.gates
-        for label in call.states:
-            name = join(call.path, f"weight_hh_{label}")
-            blocks = getattr(call.layer, f"weight_hh_{label}").chunk(len(gates))
-            for gate, block in zip(gates, blocks, strict=True):
-                if call.layer.proj_size:  # a step multiplies with both: h = W_hr u goes into W_hh
-                    block = block @ getattr(call.layer, f"weight_hr_{label}")
-                found[f"{name}.{gate}" if len(gates) > 1 else name] = flow.spectral_radius(block)
+    for each in every:
+        gates = each.layer.cell.gates
+        name = join(each.name.removesuffix(each.label).rstrip("."), f"weight_hh_{each.label}")
+        blocks = getattr(each.layer, f"weight_hh_{each.label}").chunk(len(gates))
+        for gate, block in zip(gates, blocks, strict=True):
+            if each.layer.proj_size:  # a step multiplies with both: h = W_hr u goes into W_hh
+                block = block @ getattr(each.layer, f"weight_hr_{each.label}")
+            found[f"{name}.{gate}" if len(gates) > 1 else name] = number(block)
     return found

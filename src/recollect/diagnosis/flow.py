@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from recollect.diagnosis.unrolled import Unrolled
 
 Curve = NDArray[np.float64]
 
@@ -16,40 +17,48 @@ Curve = NDArray[np.float64]
 GONE = 0.01
 
 
-def grad_norm_by_lag(
-    steps: Sequence[int], gradients: Sequence[Tensor], lengths: NDArray[np.int64], *, reverse: bool
-) -> Curve:
+def grad_norm_by_lag(unrolled: Unrolled, gradients: Tensor) -> Curve:
     """The root mean square over rows of the norm of dL/ds, by lag.
 
     Args:
-        steps: the step in time that each gradient belongs to.
-        gradients: dL/ds leaving that step, [rows, H]; the rows that are active there, longest first.
-        lengths: [B] valid steps of each row.
-        reverse: the steps were processed from each row's last to its first.
+        unrolled: the layer and direction.
+        gradients: of one of its states, [N, H].
 
     Returns:
         [T_max] in float64. Lag k counts back from the step that is processed last in each row; only rows
         longer than k count.
     """
-    norms = np.zeros((max(steps) + 1, len(lengths)))
-    for t, part in zip(steps, _row_norms(gradients), strict=True):
-        norms[t, : len(part)] = part
-    curve = np.empty(int(lengths.max()))
-    for lag in range(len(curve)):
-        rows = np.flatnonzero(lengths > lag)
-        times = np.full(len(rows), lag) if reverse else lengths[rows] - 1 - lag
-        curve[lag] = _root_mean_square(norms[times, rows])
-    return curve
+    norms = row_norms(gradients)
+    return np.array([_root_mean_square(norms[rows]) for rows in unrolled.by_lag()])
 
 
-def _row_norms(gradients: Sequence[Tensor]) -> list[NDArray[np.float64]]:
+def weight_grad_norm_by_lag(unrolled: Unrolled) -> Curve:
+    """The norm of what the steps of each lag add to the gradient of W_hh.
+
+    dL/dW_hh is a sum over steps and rows of the products dL/d(rec) h'. The steps that lie k before their row's last
+    one add a part G_k, which teaches the weights what happened there; all G_k together are dL/dW_hh.
+
+    Returns:
+        [T_max] in float64: the Frobenius norm of G_k. It is 0 where a row began with a state of zeros.
+    """
+    curve = []
+    for rows in unrolled.by_lag():
+        gradients, outputs = unrolled.recurrent_gradients[rows], unrolled.before[0][rows]
+        scale = gradients.abs().max()
+        if not 0 < scale < math.inf:
+            curve.append(float(scale))
+        else:
+            curve.append(float(scale * torch.linalg.matrix_norm((gradients / scale).T @ outputs)))
+    return np.array(curve)
+
+
+def row_norms(rows: Tensor) -> NDArray[np.float64]:
     """Euclidean norms of rows; scaled first, since the square of 1e-170 is no float64."""
-    rows = torch.cat(list(gradients)).double()
+    rows = rows.double()
     scale = rows.abs().amax(1)
     usable = (scale > 0) & torch.isfinite(scale)
     shares = rows / torch.where(usable, scale, 1.0).unsqueeze(1)
-    norms = torch.where(usable, scale * torch.linalg.vector_norm(shares, dim=1), scale)
-    return [part.cpu().numpy() for part in norms.split([len(each) for each in gradients])]
+    return torch.where(usable, scale * torch.linalg.vector_norm(shares, dim=1), scale).cpu().numpy()
 
 
 def _root_mean_square(values: NDArray[np.float64]) -> float:
@@ -104,5 +113,10 @@ def growth_per_step(curve: Curve) -> float:
 
 
 def spectral_radius(weight: Tensor) -> float:
-    """The largest absolute eigenvalue of a square matrix."""
+    """The largest absolute eigenvalue of a square matrix: what many steps do to the direction that lasts longest."""
     return float(torch.linalg.eigvals(weight.double()).abs().max())
+
+
+def spectral_norm(weight: Tensor) -> float:
+    """The largest singular value of a matrix: the most that a single step can stretch a vector."""
+    return float(torch.linalg.matrix_norm(weight.double(), ord=2))

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from recollect.diagnosis import chart
+from recollect.diagnosis.call import join
 from recollect.diagnosis.flow import Curve
-from recollect.diagnosis.recording import join
 
 if TYPE_CHECKING:
     from recollect.diagnosis.diagnosis import Diagnosis

@@ -21,7 +21,8 @@ from typing import NamedTuple
 
 from recollect.engine.waves import Waves, cut
 from recollect.graph import ops
-from recollect.graph.graph import Builder, Expr, Graph, vjp
+from recollect.graph.derivatives import vjp
+from recollect.graph.graph import Builder, Expr, Graph
 
 # The copy of the output that W_hh multiplies, where that is not the output itself. No state of an author's
 # begins with an underscore.

@@ -14,9 +14,27 @@ from recollect.cells.cell import Cell
 from recollect.engine.layout import Layout
 from recollect.engine.plan import Variant
 
-# Called with (index of the step in time, its states [rows, H] as they leave the step); returns the states
-# that the next step and the output are to use. Diagnosis cuts the graph here.
-Tap = Callable[[int, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]
+
+class Step(NamedTuple):
+    """One step of a layer in one direction, for the rows that are active in it, the longest sequence first.
+
+    Attributes:
+        t: its index in time.
+        inp, rec: the two shares of each gate's pre-activation, [rows, H].
+        prev: the states that it began with, [rows, H] ([rows, F] the first); after a reset the initial ones.
+        new: the states as they leave it.
+    """
+
+    t: int
+    inp: tuple[torch.Tensor, ...]
+    rec: tuple[torch.Tensor, ...]
+    prev: tuple[torch.Tensor, ...]
+    new: tuple[torch.Tensor, ...]
+
+
+# Called with each step that has rows; returns the states that the next step and the output are to use.
+# Diagnosis cuts the graph here.
+Tap = Callable[[Step], tuple[torch.Tensor, ...]]
 
 
 class Weights(NamedTuple):
@@ -140,7 +158,7 @@ def run(
         if keep:
             new = tuple(k[t] * old + (1 - k[t]) * s for k, old, s in zip(keep, prev, new, strict=True))
         if tap is not None and rows:
-            new = tap(t, new)
+            new = tap(Step(t, inp, rec, tuple(prev), new))
         left[t] = new
         whole = rows == current[0].shape[0]
         current = [

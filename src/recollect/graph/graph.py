@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -104,6 +104,11 @@ class Graph:
             leaves: a value of the target for each name in `leaves`.
             target: offers the primitive functions that the rows of `ops` call (see `ops.Target`).
         """
+        values = self.values(leaves, target)
+        return {name: values[index] for name, index in self.outputs}
+
+    def values(self, leaves: Mapping[str, Any], target: Any) -> list[Any]:
+        """Compute the value of every node, in the order of `nodes`; arguments as those of `evaluate`."""
         values: list[Any] = []
         for node in self.nodes:
             if node.op == "leaf":
@@ -113,7 +118,7 @@ class Graph:
             else:
                 extra = () if node.attr is None else (node.attr,)
                 values.append(ops.ROWS[node.op].emit(target, *(values[i] for i in node.args), *extra))
-        return {name: values[index] for name, index in self.outputs}
+        return values
 
 
 class Expr:
@@ -236,57 +241,6 @@ class Builder:
             outputs=tuple((name, place[expr.index]) for name, expr in outputs.items()),
             names=tuple((n, place[e.index]) for n, e in (names or {}).items() if e.index in place),
         )
-
-
-def vjp(seeds: Sequence[tuple[Expr, Expr]], wrt: Iterable[Expr]) -> list[Expr | None]:
-    """Reverse mode, symbolically: one rule per op, in the same builder.
-
-    Args:
-        seeds: pairs (node, dL/dnode); gradients of one node add up.
-        wrt: the nodes whose gradients are asked for; what they depend on is not entered.
-
-    Returns:
-        dL/dnode for each of ``wrt``; None where L does not depend on it.
-    """
-    targets = list(wrt)
-    stop = {expr.index for expr in targets}
-    builder = seeds[0][0].builder
-    grads: dict[int, Expr] = {}
-    for node, grad in seeds:
-        grads[node.index] = grads[node.index] + grad if node.index in grads else grad
-    for index in range(max(node.index for node, _ in seeds), -1, -1):
-        node = builder.nodes[index]
-        if index not in grads or index in stop or node.op in ("leaf", "const"):
-            continue
-        args = [Expr(builder, i) for i in node.args]
-        extra = () if node.attr is None else (node.attr,)
-        partials = ops.ROWS[node.op].partials(Expr(builder, index), *args, *extra)
-        for arg, partial in zip(args, partials, strict=True):
-            if partial is None or arg.node.op == "const":
-                continue
-            share = _product(grads[index], partial)
-            grads[arg.index] = grads[arg.index] + share if arg.index in grads else share
-    return [grads.get(expr.index) for expr in targets]
-
-
-def _product(grad: Expr, partial: Expr | float) -> Expr:
-    """``grad * partial``; where the partial derivative is a choice of constants, a choice of products.
-
-    torch selects too: the gradient of a branch that was not taken is 0 even where ``grad`` is infinite.
-    """
-    if not isinstance(partial, Expr) or not _chooses_constants(partial):
-        return grad * partial
-    if partial.node.op == "const":
-        return partial if partial.node.attr == 0.0 else grad * partial
-    condition, yes, no = (Expr(grad.builder, i) for i in partial.node.args)
-    return grad.builder.apply("where", condition, _product(grad, yes), _product(grad, no))
-
-
-def _chooses_constants(expr: Expr, depth: int = 2) -> bool:
-    """True for a constant, and for a choice between such, no deeper than a tie of min and max needs."""
-    if expr.node.op != "where" or depth == 0:
-        return expr.node.op == "const"
-    return all(_chooses_constants(Expr(expr.builder, i), depth - 1) for i in expr.node.args[1:])
 
 
 def _constant(expr: Expr) -> float | None:

@@ -1,0 +1,84 @@
+"""One call of a recurrent layer, as the model made it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+
+from recollect.diagnosis.unrolled import Unrolled
+from recollect.errors import InputError
+from recollect.nn import Recurrent
+
+
+@dataclass(eq=False)
+class Call:
+    """The last time that one recurrent layer ran.
+
+    Attributes:
+        path: the module's path in the model, "" for a bare layer.
+        layer: the module, in the copy.
+        batch, steps: B and T of its input.
+        lengths: [B] valid steps of each row in the model's own order; None where all steps are valid.
+        ragged: the layer itself was told the lengths, so its rows are sorted by them.
+        unbatched: the input was a single sequence without a batch dimension.
+        times: how often the layer has run by then.
+        x: its input, as it was given.
+        unrolled: its levels and directions by label, such as "l1_reverse", in the order in which they ran.
+    """
+
+    path: str
+    layer: Recurrent
+    batch: int
+    steps: int
+    lengths: Tensor | None
+    ragged: bool
+    unbatched: bool
+    times: int
+    x: Any
+    unrolled: dict[str, Unrolled] = field(default_factory=dict)
+
+    def take_lengths(self, lengths: Tensor) -> None:
+        """Count lags from the lengths that the user gave, where the layer itself has run over the padding.
+
+        Raises:
+            InputError: they do not fit the layer's batch.
+        """
+        if self.ragged:
+            return
+        whole = not (lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool)
+        if not whole or lengths.shape != (self.batch,) or lengths.min() < 0 or lengths.max() > self.steps:
+            raise InputError(
+                "lengths do not fit what the recurrent layer was given",
+                given=lengths.tolist() if lengths.numel() <= 8 else f"{lengths.dtype} {tuple(lengths.shape)}",
+                expected=f"{self.batch} whole number(s) from 0 to T = {self.steps}",
+            )
+        self.lengths = lengths.long().cpu()
+
+    def lengths_of(self, unrolled: Unrolled) -> NDArray[np.int64]:
+        """The valid steps of each row, in the order in which the rows of the steps stand."""
+        if self.lengths is not None and not self.ragged:
+            return self.lengths.numpy()
+        # Rows are sorted by length, so row r is active in as many steps as have more than r rows.
+        sizes = np.array([len(step.new[0]) for step in unrolled.steps])
+        return (sizes[:, None] > np.arange(sizes.max(initial=0))).sum(0)
+
+    def example_input(self) -> NDArray[np.float64]:
+        """[T, I] the input of the longest row (the first of them), its valid steps."""
+        x, batch_first = self.x, self.layer.batch_first
+        if isinstance(x, PackedSequence):
+            x = pad_packed_sequence(x, batch_first=batch_first)[0]
+        elif self.unbatched:
+            x = x.unsqueeze(0 if batch_first else 1)
+        row, steps = (0, self.steps) if self.lengths is None else (int(self.lengths.argmax()), int(self.lengths.max()))
+        return (x[row] if batch_first else x[:, row])[:steps].detach().cpu().numpy()
+
+
+def join(*parts: str) -> str:
+    """A dotted name such as "rnn.l0.h", without empty parts."""
+    return ".".join(part for part in parts if part)

@@ -1,0 +1,216 @@
+"""A twin of the user's model: whatever is done with it, nothing of the user's changes."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+
+from recollect.diagnosis.call import Call
+from recollect.diagnosis.objective import objective
+from recollect.errors import InputError, RecollectError
+from recollect.nn import Recurrent, convert
+
+
+class Twin:
+    """A deep copy of a model, in eval mode and float64, with ``torch.nn``'s recurrent layers converted.
+
+    Work with it inside of `apart_from_the_caller`.
+
+    Args:
+        model: the user's.
+        x: what its forward takes: a tensor, a PackedSequence, or a tuple for ``model(*x)``.
+        lengths: [B] valid steps of each row; handed to a forward that takes ``lengths``.
+
+    Attributes:
+        model: the copy; its parameters ask for no gradient.
+        paths: of its recurrent layers.
+        calls: after `run`, the last call of each recurrent layer, the last to run at the end.
+        running: the call under way.
+
+    Raises:
+        InputError: the model cannot be copied or has no recurrent layer, or a weight is not finite.
+    """
+
+    def __init__(self, model: nn.Module, x: Any, lengths: Any = None) -> None:
+        self.model = _copy(model)
+        layers = {path: module for path, module in self.model.named_modules() if isinstance(module, Recurrent)}
+        if not layers:
+            raise InputError(
+                "the model has no recurrent layer to diagnose",
+                given=type(model).__name__,
+                expected="recollect.nn.Recurrent, RNN, LSTM, GRU, or torch.nn.RNN, LSTM, GRU",
+            )
+        self.paths = [path or "the model itself" for path in layers]
+        self._calls: dict[str, Call] = {}
+        self.running: Call | None = None
+        for module in self.model.modules():
+            module.register_forward_pre_hook(_to_float64, with_kwargs=True)
+        for path, layer in layers.items():
+            layer.register_forward_pre_hook(partial(self._enter, path), with_kwargs=True)
+            layer.register_forward_hook(self._leave)
+
+        self._arguments = x if isinstance(x, tuple) and not isinstance(x, PackedSequence) else (x,)
+        self._keywords, self._lengths = {}, None
+        if lengths is not None:
+            if isinstance(x, PackedSequence):
+                raise InputError("a PackedSequence has its lengths already", given="lengths=", remedy="leave it out")
+            with explained("lengths must be whole numbers, one for each row"):
+                self._lengths = torch.as_tensor(lengths).clone()
+            if "lengths" in inspect.signature(self.model.forward).parameters:
+                self._keywords["lengths"] = self._lengths
+
+    @property
+    def calls(self) -> list[Call]:
+        return list(self._calls.values())
+
+    def run(self) -> Any:
+        """Call the model on a copy of x, and return what it returns.
+
+        Raises:
+            InputError: the model cannot run, no recurrent layer ran, or lengths do not fit the layer.
+        """
+        self._calls.clear()
+        with explained("the model could not run on a float64 copy of x"):
+            output = self.model(*map_tensors(_own, self._arguments), **self._keywords)
+        if not self._calls:
+            raise InputError(
+                "no recurrent layer of the model ran",
+                given=f"{len(self.paths)} recurrent layer(s): {', '.join(self.paths)}",
+                expected="a forward pass that calls one",
+                remedy="call the layer as self.rnn(x), not self.rnn.forward(x)",
+            )
+        if self._lengths is not None:
+            for call in self.calls:
+                call.take_lengths(self._lengths)
+        return output
+
+    def loss(self, output: Any, target: Any, loss: Callable[[Any, Any], Tensor] | None) -> Tensor:
+        """L of what `run` returned; see `objective`.
+
+        Raises:
+            InputError: it cannot be computed.
+        """
+        with explained("the loss could not be computed"):
+            return objective(self.model, output, map_tensors(_own, target), loss, self.calls[-1])
+
+    def _enter(self, path: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        assert isinstance(layer, Recurrent)
+        # An input that is no tensor is left to the layer, whose own error names it.
+        x = args[0] if args else kwargs.get("x", kwargs.get("input"))
+        batch = steps = 0
+        lengths = kwargs.get("lengths")
+        unbatched = False
+        if isinstance(x, PackedSequence):
+            lengths = pad_packed_sequence(x)[1]
+            batch, steps = len(lengths), len(x.batch_sizes)
+        elif isinstance(x, Tensor) and x.dim() == 2:
+            batch, steps, unbatched = 1, x.shape[0], True
+        elif isinstance(x, Tensor) and x.dim() == 3:
+            batch, steps = x.shape[:2] if layer.batch_first else x.shape[1::-1]
+        earlier = self._calls.pop(path, None)
+        self._calls[path] = self.running = Call(
+            path, layer, batch, steps,
+            lengths=None if lengths is None else torch.as_tensor(lengths).long().cpu(),
+            ragged=lengths is not None,
+            unbatched=unbatched,
+            times=earlier.times + 1 if earlier else 1,
+            x=x,
+        )  # fmt: skip
+
+    def _leave(self, *_: object) -> None:
+        self.running = None
+
+
+@contextmanager
+def apart_from_the_caller(model: nn.Module) -> Iterator[None]:
+    """Gradients on whatever the caller's mode, and the random state and default dtype as they were after.
+
+    Raises:
+        InputError: ``model`` is none.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            "diagnose takes a model",
+            given=type(model).__name__,
+            expected="a torch.nn.Module with a recurrent layer",
+            remedy="of a fitted Forecaster, pass forecaster.network_",
+        )
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    before = torch.get_default_dtype()
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=list(devices)):
+        # A forward pass that makes its own initial state with torch.zeros shall make it in float64.
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turn whatever the user's own code raises into one sentence of ours."""
+    try:
+        yield
+    except RecollectError:
+        raise
+    except Exception as error:
+        raise InputError(
+            what,
+            given=f"{type(error).__name__}: {error}",
+            remedy="see that model(x), or model(*x) for a tuple, and loss(output, target) run by themselves",
+        ) from error
+
+
+def map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Apply ``change`` to every tensor in nested tuples, lists and dicts, and to a PackedSequence's data."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, PackedSequence):
+        return PackedSequence(change(value.data), *value[1:])
+    if isinstance(value, tuple | list):
+        changed = [map_tensors(change, each) for each in value]
+        return type(value)(*changed) if hasattr(value, "_fields") else type(value)(changed)
+    if isinstance(value, dict):
+        return {key: map_tensors(change, each) for key, each in value.items()}
+    return value
+
+
+def _float64(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """A copy that no in-place operation and no backward pass can carry to the caller's tensor."""
+    return _float64(tensor.detach()).clone()
+
+
+def _to_float64(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A model may make float32 on its way, as ``one_hot(x, n).float()`` does; its layers are float64 here."""
+    return map_tensors(_float64, args), map_tensors(_float64, kwargs)
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """A deep copy in float64 and eval mode with torch.nn's layers converted."""
+    # A state kept from the last forward pass is not a leaf, which deepcopy refuses.
+    kept = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor) and not v.is_leaf]
+    with explained("the model could not be copied"):
+        twin = convert(copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in kept})).double()
+    # Only the way from the loss back to the states is wanted, so no gradient of a weight is computed.
+    twin.eval().requires_grad_(False)
+    for name, parameter in twin.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise InputError(
+                "a weight is not finite",
+                given=f"{int((~torch.isfinite(parameter)).sum())} of {parameter.numel()} values of {name}",
+                expected="finite numbers",
+                remedy="load the last good weights; recollect.clip_by_global_norm drops a gradient that is not finite",
+            )
+    return twin
