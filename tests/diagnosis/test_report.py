@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import recollect
-from recollect.diagnosis import chart
+from recollect.diagnosis.charts import gradient as chart
 from recollect.diagnosis.report import sparkline
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}

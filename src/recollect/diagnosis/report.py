@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recollect.diagnosis import chart
 from recollect.diagnosis.call import join
+from recollect.diagnosis.charts import gradient as chart
 from recollect.diagnosis.flow import Curve
 
 if TYPE_CHECKING:

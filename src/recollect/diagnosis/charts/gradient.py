@@ -1,4 +1,4 @@
-"""The gradient against lag as an inline SVG, drawn by hand so that it follows the page's colours."""
+"""The gradient against lag, on a log scale."""
 
 from __future__ import annotations
 
