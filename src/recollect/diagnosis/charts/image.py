@@ -24,5 +24,5 @@ def data_uri(values: NDArray[np.float64], low: float, high: float, colours: str 
     pixels = matplotlib.colormaps[colours](np.ma.masked_invalid(shares), bytes=True)
     pixels[~np.isfinite(values), 3] = 0
     buffer = io.BytesIO()
-    image.imsave(buffer, pixels, format="png", metadata={"Software": None})
+    image.imsave(buffer, pixels, format="png")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
