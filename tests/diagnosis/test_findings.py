@@ -76,7 +76,7 @@ def test_dead_relu_units_pass_nothing_back():
     layer.bias_ih_l0.data.fill_(-100.0)
     diagnosis = recollect.diagnose(layer, torch.randn(30, 2, 1))
     assert (diagnosis.gradient_horizon, diagnosis.growth_per_step) == (1, 0.0)
-    assert kinds(diagnosis) == ["vanishing"]
+    assert kinds(diagnosis) == ["vanishing", "dead_units"]
 
 
 def test_the_state_c_may_carry_what_h_does_not():
@@ -91,7 +91,7 @@ def test_the_state_c_may_carry_what_h_does_not():
     recollect.nn.init.forget_bias_(layer, -4.0)
     shut = recollect.diagnose(layer, x)
     assert max(shut.horizons.values()) < 15
-    assert kinds(shut) == ["vanishing"]
+    assert kinds(shut) == ["vanishing", "forget_gate_shut"]
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -3,5 +3,6 @@
 from recollect.diagnosis.comparison import Comparison, compare
 from recollect.diagnosis.diagnosis import Diagnosis, diagnose
 from recollect.diagnosis.findings import Finding
+from recollect.diagnosis.proof import Proof, Trial, prove
 
-__all__ = ["Comparison", "Diagnosis", "Finding", "compare", "diagnose"]
+__all__ = ["Comparison", "Diagnosis", "Finding", "Proof", "Trial", "compare", "diagnose", "prove"]

@@ -28,7 +28,7 @@ class Call:
         ragged: the layer itself was told the lengths, so its rows are sorted by them.
         unbatched: the input was a single sequence without a batch dimension.
         times: how often the layer has run by then.
-        x: its input, as it was given.
+        x: its input, without a graph.
         unrolled: its levels and directions by label, such as "l1_reverse", in the order in which they ran.
     """
 
@@ -76,7 +76,7 @@ class Call:
         elif self.unbatched:
             x = x.unsqueeze(0 if batch_first else 1)
         row, steps = (0, self.steps) if self.lengths is None else (int(self.lengths.argmax()), int(self.lengths.max()))
-        return (x[row] if batch_first else x[:, row])[:steps].detach().cpu().numpy()
+        return (x[row] if batch_first else x[:, row])[:steps].cpu().numpy()
 
 
 def join(*parts: str) -> str:

@@ -17,7 +17,7 @@ from recollect._files import write_atomically
 from recollect.diagnosis import flow, report
 from recollect.diagnosis.activity import GateActivity, gate_activity, state_norms
 from recollect.diagnosis.call import Call, join
-from recollect.diagnosis.findings import Finding, Place, judge
+from recollect.diagnosis.findings import Case, Finding, judge
 from recollect.diagnosis.recording import record
 from recollect.diagnosis.unrolled import Unrolled
 from recollect.errors import InputError
@@ -94,6 +94,8 @@ def diagnose(
     *,
     lengths: Any = None,
     layer: str | None = None,
+    window: int | None = None,
+    thorough: bool = False,
 ) -> Diagnosis:
     """Show what a model's gradient does on its way back through time.
 
@@ -172,7 +174,20 @@ def diagnose(
     horizons = {name: flow.gradient_horizon(each)[0] for name, each in curves.items()}
     beside = {name: horizons[name] for name, home in homes.items() if home == (call, judged)}
     every = [each for call in calls for each in call.unrolled.values()]
-    ours = isinstance(model.get_submodule(call.path), Recurrent)
+    gates = {f"{each.name}.{gate}": seen for each in every for gate, seen in gate_activity(each).items()}
+    case = Case(
+        calls=calls,
+        judged=judged,
+        curve=curve,
+        growth=growth,
+        horizons=beside,
+        gates=gates,
+        ours=frozenset(each.path for each in calls if isinstance(model.get_submodule(each.path), Recurrent)),
+        x=x,
+        memory=max(beside.values()),
+        window=window,
+        training=None,
+    )
     return Diagnosis(
         curve=chosen,
         grad_norm_by_lag=curve,
@@ -184,10 +199,10 @@ def diagnose(
         curves=curves,
         horizons=horizons,
         weight_curves={each.name: flow.weight_grad_norm_by_lag(each) for each in every},
-        gates={f"{each.name}.{gate}": seen for each in every for gate, seen in gate_activity(each).items()},
+        gates=gates,
         state_norms={f"{each.name}.{name}": norms for each in every for name, norms in state_norms(each).items()},
         example={call.path: call.example_input() for call in calls},
-        findings=judge(curve, growth, beside, Place(call.path, judged.label, call.layer, ours)),
+        findings=judge(case, thorough=thorough),
         notes=[
             f"{each.path or 'the layer'} ran {each.times} times; its curves are those of the last time"
             for each in calls

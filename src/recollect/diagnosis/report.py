@@ -77,7 +77,7 @@ def to_text(diagnosis: Diagnosis) -> str:
 def to_html(diagnosis: Diagnosis) -> str:
     """The report: the verdict, the curves, the numbers, and what to do."""
     findings = "".join(
-        f'<section class="finding {finding.severity}"><h3>{_e(finding.kind.capitalize())}</h3>'
+        f'<section class="finding {finding.severity}"><h3>{_e(finding.title)}</h3>'
         f"<p>{_e(finding.evidence)}.</p>"
         + (f"<p>What helps:</p><pre><code>{_e(finding.remedy)}</code></pre>" if finding.remedy else "")
         + "</section>"

@@ -51,11 +51,12 @@ class Twin:
         self.paths = [path or "the model itself" for path in layers]
         self._calls: dict[str, Call] = {}
         self.running: Call | None = None
-        for module in self.model.modules():
-            module.register_forward_pre_hook(_to_float64, with_kwargs=True)
+        self._hooks = [
+            module.register_forward_pre_hook(_to_float64, with_kwargs=True) for module in self.model.modules()
+        ]
         for path, layer in layers.items():
-            layer.register_forward_pre_hook(partial(self._enter, path), with_kwargs=True)
-            layer.register_forward_hook(self._leave)
+            self._hooks.append(layer.register_forward_pre_hook(partial(self._enter, path), with_kwargs=True))
+            self._hooks.append(layer.register_forward_hook(self._leave))
 
         self._arguments = x if isinstance(x, tuple) and not isinstance(x, PackedSequence) else (x,)
         self._keywords, self._lengths = {}, None
@@ -66,6 +67,11 @@ class Twin:
                 self._lengths = torch.as_tensor(lengths).clone()
             if "lengths" in inspect.signature(self.model.forward).parameters:
                 self._keywords["lengths"] = self._lengths
+
+    def remove_hooks(self) -> None:
+        """Leave ``model`` as a plain module, which knows nothing of this twin."""
+        for hook in self._hooks:
+            hook.remove()
 
     @property
     def calls(self) -> list[Call]:
@@ -122,7 +128,7 @@ class Twin:
             ragged=lengths is not None,
             unbatched=unbatched,
             times=earlier.times + 1 if earlier else 1,
-            x=x,
+            x=map_tensors(Tensor.detach, x),
         )  # fmt: skip
 
     def _leave(self, *_: object) -> None:
@@ -197,12 +203,22 @@ def _to_float64(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     return map_tensors(_float64, args), map_tensors(_float64, kwargs)
 
 
-def _copy(model: nn.Module) -> nn.Module:
-    """A deep copy in float64 and eval mode with torch.nn's layers converted."""
+def duplicate(model: nn.Module) -> nn.Module:
+    """A deep copy.
+
+    Raises:
+        InputError: the model cannot be copied.
+    """
     # A state kept from the last forward pass is not a leaf, which deepcopy refuses.
     kept = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor) and not v.is_leaf]
     with explained("the model could not be copied"):
-        twin = convert(copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in kept})).double()
+        return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in kept})
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """A deep copy in float64 and eval mode with torch.nn's layers converted."""
+    with explained("the model could not be copied"):
+        twin = convert(duplicate(model)).double()
     # Only the way from the loss back to the states is wanted, so no gradient of a weight is computed.
     twin.eval().requires_grad_(False)
     for name, parameter in twin.named_parameters():

@@ -79,6 +79,10 @@ class Unrolled:
         """[N] False for padding that the layer ran over, since nobody told it the lengths."""
         return self.times < self.lengths[self.rows]
 
+    def only_valid(self, values: Tensor) -> Tensor:
+        """Without padding: those of N stacked rows for which ``valid`` holds."""
+        return values if self.valid.all() else values[torch.from_numpy(self.valid).to(values.device)]
+
     @property
     def longest_row(self) -> NDArray[np.int64]:
         """Where the steps of the longest row (the first of them) stand, in the order of time."""
