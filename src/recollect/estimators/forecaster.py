@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +25,7 @@ from recollect.estimators.scaling import WindowScaler
 from recollect.estimators.split import check_rows, choose_context_length, validation_rows
 from recollect.nn import Recurrent
 from recollect.nn.init import forget_bias_
-from recollect.training import ProgressBar, sliding_windows, train
+from recollect.training import Observer, ProgressBar, sliding_windows, train
 
 # How many of the last times a fitted model keeps, to tell how they go on.
 _TIMES_KEPT = 25
@@ -123,7 +124,7 @@ class Forecaster(BaseEstimator):
         self.seed = seed
         self.verbose = verbose
 
-    def fit(self, y: Any, X: Any = None) -> Forecaster:
+    def fit(self, y: Any, X: Any = None, *, watch: Callable[[nn.Module], Observer] | None = None) -> Forecaster:
         """Train on a series.
 
         Args:
@@ -131,6 +132,7 @@ class Forecaster(BaseEstimator):
                 `recollect.datasets.Series`, or anything else that `recollect.datasets.read_series` takes
                 as one series.
             X: covariates, not built yet; None.
+            watch: makes an observer of the training from the network, such as `recollect.diagnosis.Probe`.
 
         Returns:
             The estimator itself.
@@ -178,7 +180,7 @@ class Forecaster(BaseEstimator):
             max_norm=self.max_norm,
             validation=validation,
             patience=self.patience if held_back else None,
-            observers=[ProgressBar()] if self.verbose else [],
+            observers=[*([ProgressBar()] if self.verbose else []), *([watch(network)] if watch else [])],
             seed=self.seed,
         )
         self.network_ = network.eval()
