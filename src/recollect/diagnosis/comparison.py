@@ -57,7 +57,7 @@ class Comparison:
             )
             for title, group in self.groups.items()
         )
-        numbers = [["", "finding", "horizon", "growth per step"]]
+        numbers = []
         for title, group in self.groups.items():
             for name, each in group.items():
                 steps = len(each.grad_norm_by_lag)
@@ -71,10 +71,10 @@ class Comparison:
                 )
         body = (
             f"<header class=info><h1>{html.escape(self.title)}</h1></header>"
-            + "".join(_table(caption, rows) for caption, rows in self.tables.items())
+            + "".join(report.table(caption, rows, head) for caption, (head, *rows) in self.tables.items())
             + f'<h2>Gradient by lag</h2>{report.HOW_TO_READ}<div class="figures">{figures}</div>'
             + "<h2>Numbers</h2>"
-            + _table("Gradient back through time", numbers)
+            + report.table("Gradient back through time", numbers, ["", "finding", "horizon", "growth per step"])
         )
         write_atomically(path, report.page(self.title, body))
 
@@ -101,18 +101,3 @@ def compare(
     if not groups or not all(groups.values()):
         raise InputError("there is nothing to compare", given=dict(groups), expected="a diagnosis in every group")
     return Comparison(title, groups, tables or {})
-
-
-def _table(caption: str, rows: list[list[str]]) -> str:
-    head, *rest = rows
-    cells = "".join(f"<th scope=col>{html.escape(cell)}</th>" for cell in head)
-    body = "".join(
-        f"<tr><th scope=row>{html.escape(row[0])}</th>"
-        + "".join(f"<td>{html.escape(cell)}</td>" for cell in row[1:])
-        + "</tr>"
-        for row in rest
-    )
-    return (
-        f'<div class="wide"><table><caption>{html.escape(caption)}</caption>'
-        f"<thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
