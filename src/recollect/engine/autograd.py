@@ -266,7 +266,8 @@ def _by_reference(ctx: Any, x: torch.Tensor, own: Sequence[Any], way: tuple[Extr
     states, vectors = rest[: len(ctx.cell.states)], rest[len(ctx.cell.states) :]
     weights = Weights(ih, hh, bias_ih, bias_hh, None, vectors)
     initial = None if states[0] is None else states
-    return reference.run(ctx.cell, x, ctx.layout, initial, weights, extras, reverse=reverse)
+    tap = None if extras.watched is None else extras.watched.hook
+    return reference.run(ctx.cell, x, ctx.layout, initial, weights, extras, reverse=reverse, tap=tap)
 
 
 def _differentiable_backward(

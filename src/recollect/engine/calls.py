@@ -14,12 +14,13 @@ from recollect.engine.buffers import Buffer
 from recollect.engine.layout import Layout
 from recollect.engine.llvm.division import divide
 from recollect.engine.llvm.kernels import Kernels, kernels_for
-from recollect.engine.llvm.problem import Pass, Problem
+from recollect.engine.llvm.problem import Parts, Pass, Problem
 from recollect.engine.llvm.team import Team, team
 from recollect.engine.llvm.together import Strand, run_together
 from recollect.engine.plan import Variant
 from recollect.engine.readable import check_readable, readable
 from recollect.engine.reference import PLAIN, Direction, Extras
+from recollect.engine.watched import Watched
 
 _Result = TypeVar("_Result")
 
@@ -225,7 +226,29 @@ def forward_part(
     if begun < batch:  # rows of length 0
         for each, start in zip(final, initial, strict=False):
             each[:, begun:] = 0 if start is None else start[:, begun:]
+    if kept and extras.watched is not None:
+        _show_forward(extras.watched, problem, kept, final, vectors)
     return outputs, final, kept
+
+
+def _show_forward(
+    watched: Watched, problem: Problem, kept: Buffer, final: Sequence[torch.Tensor], vectors: Sequence[torch.Tensor]
+) -> None:
+    plan, count = problem.plan, problem.rows.count
+    before = _states_in(kept, problem.kept, problem)
+    start = problem.kept.starts[len(plan.states)]
+    saved = kept.data[start : start + count * plan.saved * problem.width].view(count, plan.saved, problem.width)
+    leaves = {f"prev.{name}": state for name, state in zip(plan.states, before, strict=False)}
+    leaves |= {f"saved.{place}": saved[:, place, : problem.hidden] for place in range(plan.saved)}
+    leaves |= {f"vec.{name}": vector for name, vector in zip(plan.vectors, vectors, strict=True)}
+    watched.saw_forward(plan.activations, before, final, leaves, kept)
+
+
+def _states_in(buffer: Buffer, parts: Parts, problem: Problem) -> list[torch.Tensor]:
+    """The first parts of a buffer, which are those of the cell's states, as packed rows [N, H]."""
+    size = problem.rows.count * problem.width
+    own = zip(parts.starts, problem.plan.own_states, strict=False)
+    return [buffer.data[start : start + size].view(-1, problem.width)[:, : problem.hidden] for start, _ in own]
 
 
 def backward(
@@ -284,7 +307,9 @@ def backward_part(
     zeros = x.new_zeros(hidden) if any(grad is None for grad in grads[:wanted]) else x
     doutputs = [zeros if grad is None else grad for grad in readable(grads[:wanted])]
     given, alive = _given(problem, extras)
-    kernel = problem.backward
+    watched = extras.watched
+    kernel = problem.backward if watched is None else problem.watched_backward
+    leaving = None if watched is None else Buffer(x.dtype, problem.leaving)
     scratch = Buffer(x.dtype, kernel.parts)
     addresses = (
         x.data_ptr(),
@@ -301,10 +326,13 @@ def backward_part(
         *[each.data_ptr() for each in restarts],
         *[each.data_ptr() for each in rest[count:]],
         *given,
+        *(() if leaving is None else leaving.addresses),
         *scratch.addresses,
     )
     yield kernel, kernel.arguments(addresses, problem.rows.values)
     del alive
+    if watched is not None and leaving is not None:
+        watched.saw_backward(_states_in(leaving, problem.leaving, problem), leaving)
     dinitial = [each[:, :hidden] for each in dstates]
     if plan.resets:
         dinitial = [each + restart[:, :hidden] for each, restart in zip(dinitial, restarts, strict=True)]

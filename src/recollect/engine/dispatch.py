@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -16,6 +17,7 @@ from recollect.engine import autograd, reference, torch_kernels
 from recollect.engine.layout import Layout
 from recollect.engine.plan import Variant
 from recollect.engine.reference import PLAIN, Direction
+from recollect.engine.watched import Watched
 from recollect.errors import BackendError, InputError, NotYetError
 
 BACKENDS = ("auto", "reference", "llvm", "torch", "triton")
@@ -28,8 +30,21 @@ _SERVES = {
 _forced = "auto"
 _warned = False
 
-# Set while a diagnosis listens: label of a layer and direction -> the tap of its loop, or None.
-_listener: ContextVar[Callable[[str], reference.Tap | None] | None] = ContextVar("listener", default=None)
+# Label of a layer and direction -> the tap of its loop, or None.
+Listener = Callable[[str], reference.Tap | None]
+# Told of each layer and direction that runs.
+Watcher = Callable[[Watched], None]
+
+
+class _Attention(NamedTuple):
+    """Who looks at the layers that run, if anybody does; a listener comes first."""
+
+    listener: Listener | None = None
+    watcher: Watcher | None = None
+
+
+# One variable, so that most calls by far need a single look.
+_attention: ContextVar[_Attention | None] = ContextVar("attention", default=None)
 
 
 @dataclass(frozen=True)
@@ -80,18 +95,43 @@ class set_backend:  # noqa: N801  (used as a function; an object only so that `w
 
 
 @contextmanager
-def listening(listener: Callable[[str], reference.Tap | None]) -> Iterator[None]:
+def listening(listener: Listener) -> Iterator[None]:
     """Run every layer on the reference and hand the states of each step to a tap.
 
     Args:
         listener: called with the label of each layer and direction that runs ("l0", "l1_reverse");
             returns the tap of its loop over time, or None.
     """
-    token = _listener.set(listener)
+    with _attending(_Attention(listener=listener)):
+        yield
+
+
+@contextmanager
+def watching(watcher: Watcher) -> Iterator[None]:
+    """Watch every layer that runs with gradients; what it returns, and its gradients, stay as they are, bit for bit.
+
+    That is so on llvm and the reference. Layers that torch's own kernels would serve run on the reference, and so equal
+    themselves to rounding. Layers of a stack run one after the other. Nothing is seen inside of a compiler or a
+    torch.func transform, nor while a diagnosis listens.
+
+    Args:
+        watcher: called with each layer and direction once it has run; what comes back to its states is in there after
+            the backward pass.
+
+    Raises:
+        NotYetError: by a call of a layer that trains in segments (``checkpoint=``).
+    """
+    with _attending(_Attention(watcher=watcher)):
+        yield
+
+
+@contextmanager
+def _attending(attention: _Attention) -> Iterator[None]:
+    token = _attention.set(attention)
     try:
         yield
     finally:
-        _listener.reset(token)
+        _attention.reset(token)
 
 
 def choose(cell: Cell, x: torch.Tensor, *, projected: bool = False, variant: Variant = PLAIN.variant) -> Choice:
@@ -114,7 +154,7 @@ def choose(cell: Cell, x: torch.Tensor, *, projected: bool = False, variant: Var
 
 
 def _choose(cell: Cell, x: torch.Tensor, projected: bool, variant: Variant) -> Choice:
-    if _listener.get() is not None:
+    if (attention := _attention.get()) is not None and attention.listener is not None:
         return Choice("reference", "a diagnosis is listening")
     if _forced == "reference":
         return Choice("reference", 'chosen with set_backend("reference")')
@@ -151,10 +191,14 @@ def run(cell: Cell, x: torch.Tensor, layout: Layout, directions: Sequence[Direct
     first = directions[0]
     if _on_llvm(x, first):
         return autograd.run(cell, x, layout, directions)  # most calls by far
-    listener = _listener.get()
+    listener, watcher = _attention.get() or _Attention()
     choice = choose(cell, x, projected=first.weights.hr is not None, variant=first.extras.variant)
     if choice.name == "reference" and listener is None and _forced != "reference":
         _warn_once(choice)
+    if watcher is not None and layout.count and torch.is_grad_enabled() and autograd.transformed(x) is None:
+        return _run_watched(cell, x, layout, directions, watcher, llvm=choice.name == "llvm")
+    if choice.name == "llvm":  # but watched in vain
+        return autograd.run(cell, x, layout, directions)
     results = []
     for states, weights, extras, reverse, label in directions:
         if choice.name == "torch" and layout.count:
@@ -162,6 +206,27 @@ def run(cell: Cell, x: torch.Tensor, layout: Layout, directions: Sequence[Direct
         else:
             tap = listener(label) if listener else None
             results.append(reference.run(cell, x, layout, states, weights, extras, reverse=reverse, tap=tap))
+    return results
+
+
+def _run_watched(
+    cell: Cell, x: torch.Tensor, layout: Layout, directions: Sequence[Direction], watcher: Watcher, *, llvm: bool
+) -> list[reference.Result]:
+    if directions[0].extras.checkpoint is not None:
+        raise NotYetError("layers that train in segments cannot be watched yet", remedy="checkpoint=None")
+    seen = [Watched(cell, layout, each.label, reverse=each.reverse) for each in directions]
+    if llvm:
+        shown = zip(directions, seen, strict=True)
+        watched = [each._replace(extras=each.extras._replace(watched=its)) for each, its in shown]
+        results = autograd.run(cell, x, layout, watched)
+    else:
+        results = []
+        for (states, weights, extras, reverse, _), its in zip(directions, seen, strict=True):
+            results.append(reference.run(cell, x, layout, states, weights, extras, reverse=reverse, tap=its.tap))
+            its.ended(results[-1][1], weights.vectors)
+    for its in seen:
+        if its.before:
+            watcher(its)
     return results
 
 
@@ -175,7 +240,7 @@ def run_layers(
 def _on_llvm(x: torch.Tensor, direction: Direction) -> bool:
     """Whether llvm is what serves such a layer, without asking why."""
     return (
-        _listener.get() is None
+        _attention.get() is None
         and _forced in ("auto", "llvm")
         and direction.weights.hr is None
         and autograd.obstacle(x) is None

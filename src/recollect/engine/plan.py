@@ -22,11 +22,15 @@ from typing import NamedTuple
 from recollect.engine.waves import Waves, cut
 from recollect.graph import ops
 from recollect.graph.derivatives import vjp
+from recollect.graph.gates import activations
 from recollect.graph.graph import Builder, Expr, Graph
 
 # The copy of the output that W_hh multiplies, where that is not the output itself. No state of an author's
 # begins with an underscore.
 FED = "_fed"
+
+# The kinds of leaves that a backward pass finds where its forward pass did.
+_AT_HAND = ("prev", "vec", "keep", "mask")
 
 
 class Variant(NamedTuple):
@@ -70,6 +74,8 @@ class Plan:
         saved: how many values per row and unit the forward pass saves (the outputs ``saved.j``).
         backward: leaves are ``grad.s`` (dL/ds leaving the step), ``saved.j``, ``prev.s``, ``vec.v`` and those
             of ``given``; outputs ``dinp.k``, ``drec.k`` for every gate, ``dprev.s`` and ``dvec.v``.
+        activations: the leaves are some of the backward pass's; outputs ``gate.k``, the activation of each gate that
+            has one and that these decide.
         split: some gate has different gradients for its two shares.
     """
 
@@ -86,6 +92,12 @@ class Plan:
     forward: Graph
     saved: int
     backward: Graph
+    activations: Graph
+
+    @property
+    def own_states(self) -> tuple[str, ...]:
+        """The declaration's states alone."""
+        return self.states[:-1] if self.states[-1] == FED else self.states
 
     @cached_property
     def waves(self) -> Waves:
@@ -152,6 +164,11 @@ def make_plan(
     results |= {f"dvec.{vector}": grads[f"vec.{vector}"] or zero for vector in vectors}
 
     saved = _choose_saved(builder, results, nexts)
+    known = {
+        f"gate.{gate}": step[found.node]
+        for gate, found in activations(graph, gates).items()
+        if _is_known(builder, step[found.node], saved)
+    }
     forward = builder.build(
         {
             **{f"next.{state}": expr for state, expr in nexts.items()},
@@ -172,6 +189,7 @@ def make_plan(
         forward=forward,
         saved=len(saved),
         backward=_read_saved(builder, results, saved),
+        activations=_read_saved(builder, known, saved),
     )
 
 
@@ -229,7 +247,7 @@ def _choose_saved(builder: Builder, results: dict[str, Expr], nexts: dict[str, E
     for index in sorted(own):
         node = builder.nodes[index]
         if node.op == "leaf":
-            known = str(node.attr).partition(".")[0] in ("prev", "vec", "keep", "mask")
+            known = str(node.attr).partition(".")[0] in _AT_HAND
         else:
             known = not saves_itself(index) and at_hand.issuperset(node.args)
         if index in needed and not known and index not in saved:
@@ -243,8 +261,14 @@ def _choose_saved(builder: Builder, results: dict[str, Expr], nexts: dict[str, E
     return sorted(saved)
 
 
+def _is_known(builder: Builder, expr: Expr, saved: list[int]) -> bool:
+    """Whether a value of the forward pass can be computed again from what the backward pass reads."""
+    leaves = (builder.nodes[index] for index in _reachable(builder, [expr], stop=saved) if index not in saved)
+    return all(node.op != "leaf" or str(node.attr).partition(".")[0] in _AT_HAND for node in leaves)
+
+
 def _read_saved(builder: Builder, results: dict[str, Expr], saved: list[int]) -> Graph:
-    """The backward graph with the saved values as leaves."""
+    """A graph of these results with the saved values as leaves."""
     place = {index: position for position, index in enumerate(saved)}
     target = Builder()
     copies: dict[int, Expr] = {}

@@ -6,13 +6,16 @@ Any dtype, any device, differentiable as often as torch is. Every kernel is comp
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from recollect.cells.cell import Cell
 from recollect.engine.layout import Layout
 from recollect.engine.plan import Variant
+
+if TYPE_CHECKING:
+    from recollect.engine.watched import Watched
 
 
 class Step(NamedTuple):
@@ -67,6 +70,7 @@ class Extras(NamedTuple):
         all_states: return every state of every step, not only the output.
         checkpoint: the steps of the segments that kernels train in, or ``"auto"``; see `engine.segments`.
         bfloat16: kernels round what they multiply; the loops in PyTorch do not.
+        watched: what the call leaves for whoever watches it, or None; see `engine.watched`.
     """
 
     resets: torch.Tensor | None = None
@@ -75,6 +79,7 @@ class Extras(NamedTuple):
     all_states: bool = False
     checkpoint: int | str | None = None
     bfloat16: bool = False
+    watched: Watched | None = None
 
     @property
     def variant(self) -> Variant:

@@ -15,6 +15,8 @@ summed in one order, whatever the number of threads and wherever chunks begin, s
 
 Like the forward pass it finds rows of x, dx and dy in the table ``places``.
 
+A kernel that is watched also writes dL/ds of each state as it leaves each step, [N, width] (``leaving.s``).
+
 A row of a chunk's buffer holds ``dinp`` for all gates, then ``drec`` where it differs, then ``dvec``.
 
 Where products are of pairs (`products.py`), it holds them rounded, the gates of each kind filled up to whole pairs:
@@ -23,11 +25,11 @@ dL/dh and dx take pairs along a row. For the sums over rows a stage of its own, 
 
 from __future__ import annotations
 
-from recollect.engine.llvm.functions import VectorTarget
-from recollect.engine.llvm.kernel import Kernel, Share, Step, clear_padding, given_slots, load_given, pack_vectors, walk
+from recollect.engine.llvm.derivatives import Derivatives
+from recollect.engine.llvm.kernel import Kernel, Share, Step, clear_padding, given_slots, pack_vectors, walk
 from recollect.engine.llvm.tile import Run, Tile, pieces
 from recollect.engine.llvm.tiling import WIDE, Tiling, round_up
-from recollect.engine.llvm.values import I16, SIZE, Emitter, Value, constant
+from recollect.engine.llvm.values import SIZE, Emitter, Value
 from recollect.engine.plan import Plan
 
 _CHUNK_BYTES = 1 << 20  # about a second-level cache
@@ -40,7 +42,7 @@ def sizes(tiling: Tiling) -> tuple[str, ...]:
     return (*common, *(("paired_stride",) if tiling.bfloat16 else ()))
 
 
-def addresses(plan: Plan, tiling: Tiling) -> tuple[str, ...]:
+def addresses(plan: Plan, tiling: Tiling, *, watched: bool = False) -> tuple[str, ...]:
     """The argument slots that come last: addresses, and what the call gives."""
     return (
         "x", "dx", "w_ih", "w_hh", "dw_ih", "dw_hh", "sums",
@@ -48,6 +50,7 @@ def addresses(plan: Plan, tiling: Tiling) -> tuple[str, ...]:
         *(f"{kind}.{state}" for kind in ("dy", "dy_stride") for state in plan.outputs),
         *(f"{kind}.{state}" for kind in grad_kinds(plan)[1:] for state in plan.states),
         *(f"vector.{name}" for name in plan.vectors), *given_slots(plan),
+        *(f"leaving.{state}" for state in (plan.own_states if watched else ())),
         "packed_vectors", "chunk", "packed_ih", "packed_hh", *(("paired",) if tiling.bfloat16 else ()),
     )  # fmt: skip
 
@@ -83,9 +86,9 @@ def chunk_rows(tiling: Tiling, columns: int) -> int:
     return min(max(_CHUNK_BYTES // each, _FEWEST_ROWS), _MOST_ROWS)
 
 
-def write(plan: Plan, tiling: Tiling) -> Kernel:
-    """Write the kernel."""
-    kernel = Kernel(tiling, (*sizes(tiling), *addresses(plan, tiling)))
+def write(plan: Plan, tiling: Tiling, *, watched: bool = False) -> Kernel:
+    """Write the kernel; if it is ``watched`` it also leaves dL/ds of each state at each step."""
+    kernel = Kernel(tiling, (*sizes(tiling), *addresses(plan, tiling, watched=watched)))
     pack = _write_pack(kernel, plan)
     writers = (_write_steps, *((_write_paired,) if tiling.bfloat16 else ()), _write_products)
     stages = [write_stage(kernel, plan) for write_stage in writers]
@@ -147,7 +150,7 @@ def _write_steps(kernel: Kernel, plan: Plan) -> Emitter:
     dh, packed = kernel.pointer(e, f"grad.{plan.fed}"), kernel.pointer(e, "packed_hh")
     columns = wide * e.lanes
     first_row, _ = _chunk_rows(e, kernel)
-    share, piece, derivatives = Share(e, kernel), kernel.slot(e, "piece"), _Derivatives(e, kernel, plan)
+    share, piece, derivatives = Share(e, kernel), kernel.slot(e, "piece"), Derivatives(e, kernel, plan)
     # A thread's units are those of its panels of dL/dh, so what it derives from these it has summed itself.
     first_panel, last_panel = share.of_units((hidden + (columns - 1)) // columns)
     own = first_panel * columns, e.least(last_panel * columns, grad_width)
@@ -205,75 +208,6 @@ def _chunk_rows(e: Emitter, kernel: Kernel) -> tuple[Value, Value]:
     first = e.load_integer(offsets, e.choose(descending, steps - end, begin))
     last = e.load_integer(offsets, e.choose(descending, steps - begin, end))
     return first, last - first
-
-
-class _Derivatives:
-    """The derivatives of a step, for one row and one vector of units.
-
-    Addresses are read from the arguments here, once: LLVM cannot know that no store changes them.
-    """
-
-    def __init__(self, e: Emitter, kernel: Kernel, plan: Plan) -> None:
-        self._e, self._kernel, self._plan, self._target = e, kernel, plan, VectorTarget(e)
-        names = [f"{kind}.{state}" for kind in ("states", "grad") for state in plan.states]
-        names += [f"dy.{state}" for state in plan.outputs]
-        self._at = {name: kernel.pointer(e, name) for name in (*names, "places", "saved", "chunk", "packed_vectors")}
-        sizes = ("hidden", "width", "grad_width", "chunk_stride", *(f"dy_stride.{state}" for state in plan.outputs))
-        self._sizes = {name: kernel.slot(e, name) for name in sizes}
-        # Numbers that the gates of a kind lack to be whole pairs.
-        self._lacking = self._sizes["hidden"] * len(plan.gates) & 1 if kernel.tiling.bfloat16 else None
-
-    def write(self, step: Step, first_row: Value, row: Value, unit: Value) -> None:
-        e, plan, sizes, at = self._e, self._plan, self._sizes, step.row + row
-        mask, place_of_row = e.mask(sizes["hidden"] - unit), e.load_integer(self._at["places"], at)
-        of_row, of_grad = at * sizes["width"] + unit, row * sizes["grad_width"] + unit
-        leaves = {}
-        for state in plan.states:
-            leaves[f"prev.{state}"] = e.load(self._at[f"states.{state}"], of_row)
-            leaves[f"grad.{state}"] = e.load(self._at[f"grad.{state}"], of_grad)
-        for state in plan.outputs:
-            of_dy = place_of_row * sizes[f"dy_stride.{state}"] + unit
-            leaves[f"grad.{state}"] = leaves[f"grad.{state}"] + e.load_masked(mask, self._at[f"dy.{state}"], of_dy)
-        for place in range(plan.saved):
-            of_saved = (at * plan.saved + place) * sizes["width"] + unit
-            leaves[f"saved.{place}"] = e.load(self._at["saved"], of_saved)
-        for place, name in enumerate(plan.vectors):
-            leaves[f"vec.{name}"] = e.load(self._at["packed_vectors"], sizes["width"] * place + unit)
-        leaves |= load_given(e, self._kernel, plan, place_of_row, row, unit, mask)
-        results = plan.backward.evaluate(leaves, self._target)
-        products, chunk = self._kernel.products, self._at["chunk"]
-        row_of_chunk = products.numbers((at - first_row) * sizes["chunk_stride"])
-        of_chunk = row_of_chunk + unit
-        for place, name in enumerate(sum_names(plan)):
-            products.store_masked(e, results[name], mask, chunk, of_chunk + self._column(place))
-        if self._lacking is not None:
-            self._fill_up(row_of_chunk, unit, self._lacking)
-        for state in plan.states:
-            e.store(results[f"dprev.{state}"], self._at[f"grad.{state}"], of_grad)
-
-    def _column(self, place: int) -> Value:
-        """Where in a row of the chunk the numbers of one of `sum_names` begin."""
-        column, kinds = self._sizes["hidden"] * place, min(place // len(self._plan.gates), len(gate_kinds(self._plan)))
-        return column if self._lacking is None else column + self._lacking * kinds
-
-    def _fill_up(self, row_of_chunk: Value, unit: Value, lacking: Value) -> None:
-        """Write the 0 that the last pair of each kind's gates may lack; with the last unit, so that one thread does."""
-        e, hidden, gates = self._e, self._sizes["hidden"], len(self._plan.gates)
-        with e.when(lacking.compare("!=", 0) & (unit < hidden) & (unit + e.lanes >= hidden)):
-            for kind in range(len(gate_kinds(self._plan))):
-                place = row_of_chunk + self._column(kind * gates) + hidden * gates
-                e.halves().store_one(Value(e.builder, constant(I16, 0)), self._at["chunk"], place)
-
-
-def gate_kinds(plan: Plan) -> tuple[str, ...]:
-    """Of which gradients the buffer of a chunk has all gates."""
-    return ("dinp", "drec") if plan.split else ("dinp",)
-
-
-def sum_names(plan: Plan) -> tuple[str, ...]:
-    """What a row of a chunk's buffer holds, H numbers each; the kernel also sums them over rows."""
-    gates = (f"{kind}.{gate}" for kind in gate_kinds(plan) for gate in plan.gates)
-    return (*gates, *(f"dvec.{name}" for name in plan.vectors))
 
 
 def _write_paired(kernel: Kernel, plan: Plan) -> Emitter:

@@ -51,7 +51,7 @@ def _writer() -> str | None:
             *rows,
             root / "engine" / "plan.py",
             root / "engine" / "waves.py",
-            root / "graph" / "graph.py",
+            *(root / "graph" / f"{name}.py" for name in ("graph", "derivatives", "gates")),
         ):
             found.update(hashlib.sha256(path.read_bytes()).digest())
     except OSError:

@@ -66,9 +66,10 @@ class Kernels:
         """The forward pass; with ``save`` it keeps what the backward pass reads."""
         return self._get(("forward", save, tiling.unit_vectors, tiling.group_blocks), tiling)
 
-    def backward(self, tiling: Tiling) -> Function:
-        """The backward pass."""
-        return self._get(("backward", tiling.hidden_wide, tiling.input_wide, tiling.unit_vectors), tiling)
+    def backward(self, tiling: Tiling, *, watched: bool = False) -> Function:
+        """The backward pass; if it is ``watched`` it also leaves dL/ds of each state at each step."""
+        sizes = (tiling.hidden_wide, tiling.input_wide, tiling.unit_vectors)
+        return self._get(("backward", *sizes, *(("watched",) if watched else ())), tiling)
 
     def _get(self, key: tuple[object, ...], tiling: Tiling) -> Function:
         found = self._functions.get(key)
@@ -88,7 +89,7 @@ class Kernels:
             if name == "forward":
                 kernel = forward.write(self.plan, tiling, save=bool(key[1]))
             else:
-                kernel = backward.write(self.plan, tiling)
+                kernel = backward.write(self.plan, tiling, watched="watched" in key)
             # With its slots, so that a kernel from the disk is called without being written.
             entry = " ".join(kernel.slots).encode() + b"\n" + compile_module(str(kernel.module), machine)
             cache.store(place, entry)

@@ -238,9 +238,22 @@ class Problem:
         packed_hh`` and with bfloat16 ``paired``, which are the parts of its memory. ``dx``, ``dw_ih`` and
         ``dw_hh`` may be 0: not wanted. ``dy_stride`` is H, or 0 where ``dy`` is one row of zeros for all.
         """
-        return self._made("backward", self._backward)
+        return self._made("backward", lambda: self._backward(watched=False))
 
-    def _backward(self) -> Pass:
+    @property
+    def watched_backward(self) -> Pass:
+        """The backward pass that also leaves dL/ds of each state at each step in the parts of `leaving`.
+
+        Addresses: as for `backward`, but before ``packed_vectors`` where the gradient of each state goes.
+        """
+        return self._made("watched_backward", lambda: self._backward(watched=True))
+
+    @cached_property
+    def leaving(self) -> Parts:
+        """How the memory is divided in which `watched_backward` leaves what it does: of each state [N, width]."""
+        return Parts(*[self.width * self.rows.count for _ in self.plan.own_states])
+
+    def _backward(self, *, watched: bool) -> Pass:
         plan, tiling = self.plan, self.tiling
         stride, paired_stride = (of(tiling, self.columns) for of in (backward.chunk_stride, backward.paired_stride))
         chunk_steps = min(self._longest, max(1, backward.chunk_rows(tiling, self.columns) // self.batch))
@@ -258,7 +271,8 @@ class Problem:
             "piece": piece, "chunk_steps": chunk_steps, "chunk_stride": stride, "paired_stride": paired_stride,
             "columns": self.columns, "grad_width": self.grad_width,
         }  # fmt: skip
-        return Pass(self.kernels.backward(tiling), sizes, backward.addresses(plan, tiling), parts)
+        names = backward.addresses(plan, tiling, watched=watched)
+        return Pass(self.kernels.backward(tiling, watched=watched), sizes, names, parts)
 
 
 @lru_cache(maxsize=128)
