@@ -23,6 +23,10 @@ def run(name: str, *arguments: str) -> subprocess.CompletedProcess:
     [
         (["streams", "--rounds", "1"], {"recollect ": 4, "B=": 4, "refused": 0}),
         (["first_calls", "--rounds", "1"], {"compiled ": 1, "from disk ": 1}),
+        (
+            ["probe", "--rounds", "1", "--steps", "10", "--sizes", "2", "3", "4", "5"],
+            {"ms a step": 3, " %": 2, "refused": 0},
+        ),
         (["long_sequences", "--steps", "4000", "--passes", "1"], {"MiB beyond": 2, "refused": 0}),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

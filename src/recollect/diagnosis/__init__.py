@@ -3,6 +3,22 @@
 from recollect.diagnosis.comparison import Comparison, compare
 from recollect.diagnosis.diagnosis import Diagnosis, diagnose
 from recollect.diagnosis.findings import Finding
+from recollect.diagnosis.probe import NonFinite, Probe
+from recollect.diagnosis.probed import ProbedGate, ProbedLayer, ProbedStep
 from recollect.diagnosis.proof import Proof, Trial, prove
 
-__all__ = ["Comparison", "Diagnosis", "Finding", "Proof", "Trial", "compare", "diagnose", "prove"]
+__all__ = [
+    "Comparison",
+    "Diagnosis",
+    "Finding",
+    "NonFinite",
+    "Probe",
+    "ProbedGate",
+    "ProbedLayer",
+    "ProbedStep",
+    "Proof",
+    "Trial",
+    "compare",
+    "diagnose",
+    "prove",
+]

