@@ -18,6 +18,7 @@ from recollect.diagnosis import flow, report
 from recollect.diagnosis.activity import GateActivity, gate_activity, state_norms
 from recollect.diagnosis.call import Call, join
 from recollect.diagnosis.findings import Case, Finding, judge
+from recollect.diagnosis.probe import Probe
 from recollect.diagnosis.recording import record
 from recollect.diagnosis.unrolled import Unrolled
 from recollect.errors import InputError
@@ -95,6 +96,7 @@ def diagnose(
     lengths: Any = None,
     layer: str | None = None,
     window: int | None = None,
+    training: Probe | None = None,
     thorough: bool = False,
 ) -> Diagnosis:
     """Show what a model's gradient does on its way back through time.
@@ -186,7 +188,7 @@ def diagnose(
         x=x,
         memory=max(beside.values()),
         window=window,
-        training=None,
+        training=training,
     )
     return Diagnosis(
         curve=chosen,

@@ -63,8 +63,9 @@ def not_finite(case: Case) -> list[Finding]:
     if first is None:
         return []
     culprit = first.culprit
-    evidence = f"at epoch {first.epoch + 1}, step {first.step + 1}, {culprit}"
-    if culprit.what.startswith(("the input x", "the target y")):
+    what = "the loss or its gradient was not finite" if culprit is None else str(culprit)
+    evidence = f"at epoch {first.epoch + 1}, step {first.step + 1}, {what}"
+    if culprit is not None and culprit.what.startswith(("the input x", "the target y")):
         flat = "flatten(1).all(1)"
         bad_x = f"torch.isfinite({'x' if case.calls[0].layer.batch_first else 'x.transpose(0, 1)'}).{flat}"
         remedy = keep_rows(
