@@ -306,6 +306,7 @@ def test_copies_of_a_model_that_is_being_probed_are_not():
         assert diagnose(model, x, y).curves
         probe.on_step(0, 1.0, clip_by_global_norm(model.parameters(), 1.0))
     assert not probe.steps[0].layers
+    assert "no gradient was seen to reach a recurrent layer" in str(probe)
 
 
 # A run that is cut off, and one that goes wrong ------------------------------------------------------

@@ -206,9 +206,12 @@ class Probe(Observer):
             f"epoch {last.epoch + 1}, step {last.step + 1}: loss {self.losses[last.index]:.3g}, "
             f"gradient {norm:.3g}" + (f", clipped to {norm * scale:.3g}" if 0 < scale < 1 else "")
         ]
-        width = max(
-            (len(f"{name}.{state}") for name, each in last.layers.items() for state in each.state_norms), default=0
-        )
+        if not last.layers:
+            lines.append(
+                "  no gradient was seen to reach a recurrent layer; inside of torch.compile there is none to see"
+            )
+        names = [f"{name}.{state}" for name, layer in last.layers.items() for state in layer.state_norms]
+        width = max(map(len, names), default=0)
         for name, layer in last.layers.items():
             for state, curve in layer.grad_norm_by_lag.items():
                 horizon = f"horizon {gradient_horizon(curve)[0]} of {len(curve)}"
