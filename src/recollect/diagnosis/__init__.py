@@ -6,11 +6,13 @@ from recollect.diagnosis.findings import Finding
 from recollect.diagnosis.probe import NonFinite, Probe
 from recollect.diagnosis.probed import ProbedGate, ProbedLayer, ProbedStep
 from recollect.diagnosis.proof import Proof, Trial, prove
+from recollect.diagnosis.spectrum import JacobianSpectrum, jacobian_spectrum
 
 __all__ = [
     "Comparison",
     "Diagnosis",
     "Finding",
+    "JacobianSpectrum",
     "NonFinite",
     "Probe",
     "ProbedGate",
@@ -20,5 +22,6 @@ __all__ = [
     "Trial",
     "compare",
     "diagnose",
+    "jacobian_spectrum",
     "prove",
 ]

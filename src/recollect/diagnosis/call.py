@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +69,15 @@ class Call:
         sizes = np.array([len(step.new[0]) for step in unrolled.steps])
         return (sizes[:, None] > np.arange(sizes.max(initial=0))).sum(0)
 
+    def places_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where rows of the model's batch stand among the rows of a step."""
+        order = None
+        if isinstance(self.x, PackedSequence):
+            order = None if self.x.sorted_indices is None else self.x.sorted_indices.numpy(force=True)
+        elif self.ragged and self.lengths is not None:
+            order = np.argsort(-self.lengths.numpy(), kind="stable")
+        return rows if order is None else np.argsort(order)[rows]
+
     def example_input(self) -> NDArray[np.float64]:
         """[T, I] the input of the longest row (the first of them), its valid steps."""
         x, batch_first = self.x, self.layer.batch_first
@@ -82,3 +92,29 @@ class Call:
 def join(*parts: str) -> str:
     """A dotted name such as "rnn.l0.h", without empty parts."""
     return ".".join(part for part in parts if part)
+
+
+def choose(homes: dict[str, tuple[Call, Unrolled]], layer: str | None) -> str:
+    """The curve that ``layer`` names: of those it fits, the last to run, top level, forward, first state.
+
+    Args:
+        homes: by the name of a curve, such as "rnn.l0.h", where it belongs; in the order in which layers ran.
+        layer: the path of a module, the beginning of such a name, or None for all of them.
+
+    Raises:
+        InputError: it names none.
+    """
+    fitting = [name for name in homes if layer is None or name == layer or name.startswith(f"{layer}.")]
+    if not fitting:
+        near = difflib.get_close_matches(str(layer), list(homes), 1, cutoff=0.4)
+        raise InputError(
+            "no recurrent layer that ran fits layer=",
+            given=repr(layer),
+            expected="the path of a module, or the beginning of one of " + ", ".join(homes),
+            remedy=f"did you mean {near[0]!r}?" if near else None,
+        )
+    last = homes[fitting[-1]][0]
+    runs = [each for call, each in (homes[name] for name in fitting) if call is last]
+    # They come in the order l0, l0_reverse, l1, ...
+    forward = [each for each in runs if not each.reverse] or runs
+    return next(name for name in fitting if homes[name] == (last, forward[-1]))

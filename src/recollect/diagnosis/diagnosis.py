@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from recollect._files import write_atomically
 from recollect.diagnosis import flow, report
 from recollect.diagnosis.activity import GateActivity, gate_activity, state_norms
-from recollect.diagnosis.call import Call, join
+from recollect.diagnosis.call import Call, choose, join
 from recollect.diagnosis.findings import Case, Finding, judge
 from recollect.diagnosis.probe import Probe
 from recollect.diagnosis.recording import record
@@ -161,7 +160,7 @@ def diagnose(
             for name, gradients in zip(call.layer.cell.states, each.state_gradients, strict=True):
                 curves[f"{each.name}.{name}"] = flow.grad_norm_by_lag(each, gradients)
                 homes[f"{each.name}.{name}"] = call, each
-    chosen = _choose(homes, layer)
+    chosen = choose(homes, layer)
     call, judged = homes[chosen]
     curve = curves[chosen]
     if len(curve) < 2:
@@ -212,24 +211,6 @@ def diagnose(
         ],
         loss=value,
     )
-
-
-def _choose(homes: dict[str, tuple[Call, Unrolled]], layer: str | None) -> str:
-    """The curve that ``layer`` names: of those it fits, the last to run, top level, forward, first state."""
-    fitting = [name for name in homes if layer is None or name == layer or name.startswith(f"{layer}.")]
-    if not fitting:
-        near = difflib.get_close_matches(str(layer), list(homes), 1, cutoff=0.4)
-        raise InputError(
-            "no recurrent layer that ran fits layer=",
-            given=repr(layer),
-            expected="the path of a module, or the beginning of one of " + ", ".join(homes),
-            remedy=f"did you mean {near[0]!r}?" if near else None,
-        )
-    last = homes[fitting[-1]][0]
-    runs = [each for call, each in (homes[name] for name in fitting) if call is last]
-    # They come in the order l0, l0_reverse, l1, ...
-    forward = [each for each in runs if not each.reverse] or runs
-    return next(name for name in fitting if homes[name] == (last, forward[-1]))
 
 
 def _of_weights(every: list[Unrolled], number: Callable[[Tensor], float]) -> dict[str, float]:

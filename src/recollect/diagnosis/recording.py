@@ -27,19 +27,48 @@ def record(model: nn.Module, x: Any, target: Any, loss: Any, lengths: Any) -> tu
     """
     with apart_from_the_caller(model):
         twin = Twin(model, x, lengths)
-
-        def listen(label: str) -> Tap | None:
-            return None if twin.running is None else _tap(twin.running, label)
-
-        with dispatch.listening(listen):
-            output = twin.run()
-        calls = twin.calls
-        for call in calls:
-            for each in call.unrolled.values():
-                each.lengths = call.lengths_of(each)
+        output = _listen(twin)
         value = twin.loss(output, target, loss)
-        _differentiate(calls, value)
-    return calls, value.item()
+        _differentiate(twin.calls, value)
+    return twin.calls, value.item()
+
+
+def unroll(model: nn.Module, x: Any, lengths: Any) -> list[Call]:
+    """Run a twin of ``model`` on ``x``, forwards only.
+
+    Returns:
+        The last call of each recurrent layer, the last to run at the end.
+
+    Raises:
+        InputError: the model cannot be copied or run, has no recurrent layer, or holds or meets numbers that are
+            not finite.
+    """
+    with apart_from_the_caller(model), torch.no_grad():
+        twin = Twin(model, x, lengths)
+        _listen(twin)
+    found = _first_not_finite(twin.calls)
+    if found:
+        raise InputError(
+            "a recurrent state is not finite",
+            given=found,
+            expected="finite states",
+            remedy="look for NaN and infinities in x and the scale of the weights",
+        )
+    return twin.calls
+
+
+def _listen(twin: Twin) -> Any:
+    """Run the twin and keep the steps of its recurrent layers; return the model's output."""
+
+    def listen(label: str) -> Tap | None:
+        return None if twin.running is None else _tap(twin.running, label)
+
+    with dispatch.listening(listen):
+        output = twin.run()
+    for call in twin.calls:
+        for each in call.unrolled.values():
+            each.lengths = call.lengths_of(each)
+    return output
 
 
 def _tap(call: Call, label: str) -> Tap:

@@ -56,8 +56,11 @@ class Unrolled:
 
         Lag counts in the order of processing; rows that are no longer than ``lag`` are left out.
         """
-        rows = np.flatnonzero(self.lengths > lag)
-        times = np.full(len(rows), lag) if self.reverse else self.lengths[rows] - 1 - lag
+        return self.places(np.flatnonzero(self.lengths > lag), lag)
+
+    def places(self, rows: NDArray[np.int64], lag: int | NDArray[np.int64]) -> NDArray[np.int64]:
+        """The same for ``rows`` that are all longer than ``lag``; each row may have a lag of its own."""
+        times = lag + 0 * rows if self.reverse else self.lengths[rows] - 1 - lag
         return self._first_of[times] + rows
 
     def by_lag(self) -> Iterator[NDArray[np.int64]]:
@@ -96,6 +99,20 @@ class Unrolled:
         first = np.zeros(max((step.t for step in self.steps), default=-1) + 1, np.int64)
         first[[step.t for step in self.steps]] = np.cumsum([0, *counts[:-1]])
         return first
+
+    @cached_property
+    def follows(self) -> NDArray[np.bool_]:
+        """[N] False where a row was reset before the step, so that it did not begin with what the step before left."""
+        counts = np.zeros(len(self._first_of) + 1, np.int64)  # one more, for the neighbours of the first and last step
+        for step in self.steps:
+            counts[step.t] = len(step.new[0])
+        earlier = self.times + (1 if self.reverse else -1)
+        has = np.flatnonzero(self.rows < counts[earlier])  # a row's first step begins with the initial states
+        found, left = torch.from_numpy(has), torch.from_numpy(self._first_of[earlier[has]] + self.rows[has])
+        same = np.ones(len(earlier), bool)
+        for before, after in zip(self.before, self.states, strict=True):
+            same[has] &= (before.cpu()[found] == after.cpu()[left]).all(1).numpy()
+        return same
 
     def stacked(self, part: Callable[[Step], Sequence[Tensor]]) -> tuple[Tensor, ...]:
         """One part of every step, as tensors of N rows."""
