@@ -3,6 +3,7 @@
 from recollect.diagnosis.comparison import Comparison, compare
 from recollect.diagnosis.diagnosis import Diagnosis, diagnose
 from recollect.diagnosis.findings import Finding
+from recollect.diagnosis.lyapunov import LyapunovSpectrum, lyapunov_spectrum
 from recollect.diagnosis.probe import NonFinite, Probe
 from recollect.diagnosis.probed import ProbedGate, ProbedLayer, ProbedStep
 from recollect.diagnosis.proof import Proof, Trial, prove
@@ -13,6 +14,7 @@ __all__ = [
     "Diagnosis",
     "Finding",
     "JacobianSpectrum",
+    "LyapunovSpectrum",
     "NonFinite",
     "Probe",
     "ProbedGate",
@@ -23,5 +25,6 @@ __all__ = [
     "compare",
     "diagnose",
     "jacobian_spectrum",
+    "lyapunov_spectrum",
     "prove",
 ]
