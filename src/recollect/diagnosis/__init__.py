@@ -4,6 +4,7 @@ from recollect.diagnosis.comparison import Comparison, compare
 from recollect.diagnosis.diagnosis import Diagnosis, diagnose
 from recollect.diagnosis.findings import Finding
 from recollect.diagnosis.lyapunov import LyapunovSpectrum, lyapunov_spectrum
+from recollect.diagnosis.memory import MemoryHorizon, Reach, memory_horizon
 from recollect.diagnosis.probe import NonFinite, Probe
 from recollect.diagnosis.probed import ProbedGate, ProbedLayer, ProbedStep
 from recollect.diagnosis.proof import Proof, Trial, prove
@@ -15,16 +16,19 @@ __all__ = [
     "Finding",
     "JacobianSpectrum",
     "LyapunovSpectrum",
+    "MemoryHorizon",
     "NonFinite",
     "Probe",
     "ProbedGate",
     "ProbedLayer",
     "ProbedStep",
     "Proof",
+    "Reach",
     "Trial",
     "compare",
     "diagnose",
     "jacobian_spectrum",
     "lyapunov_spectrum",
+    "memory_horizon",
     "prove",
 ]

@@ -48,14 +48,47 @@ def objective(model: nn.Module, output: Any, target: Any, loss: Any, call: Call)
             )
         return value.reshape(()) * (call.batch if _is_mean(loss) else 1)
     if target is None and isinstance(model, Recurrent):
-        final = output[1] if isinstance(output[1], Tensor) else output[1][0]  # [layers * directions, B, H]
-        top = final[-2 if model.bidirectional else -1 :]
+        top = _top(model, output)
         return (top @ _unit_vector(top.shape[-1:], top)).sum()
     cut = _cut(_first_tensor(output), call, classes=_holds_classes(target))
     if target is None:
         by_row = not call.unbatched and cut.dim() > 1
         return (cut * _unit_vector(cut.shape[1:] if by_row else cut.shape, cut)).sum()
     return call.batch * _compare(cut, target, call)
+
+
+def answers(model: nn.Module, output: Any, call: Call) -> Tensor:
+    """What a model says in the end, [B, n]: what L is made of where there is neither a loss nor a target.
+
+    That is h_n of the top level for a bare layer, its directions side by side; of any other model the first tensor
+    that it returns, cut to each row's last valid step if it has the time axis. Arguments as those of `objective`.
+
+    Raises:
+        InputError: the output has no rows, or does not hold floating-point numbers.
+    """
+    if isinstance(model, Recurrent):
+        top = _top(model, output)
+        return top.reshape(1, -1) if call.unbatched else top.transpose(0, 1).flatten(1)
+    cut = _cut(_first_tensor(output), call, classes=False)
+    if not cut.is_floating_point():
+        raise InputError(
+            "the output must be of floating-point numbers", given=cut.dtype, remedy="return scores, not their argmax"
+        )
+    if call.unbatched:
+        return cut.reshape(1, -1)
+    if cut.dim() < 1 or cut.shape[0] != call.batch:
+        raise InputError(
+            "the output does not tell the rows of the batch apart",
+            given=f"shape {tuple(cut.shape)} at the last step, for a recurrent layer that ran on {call.batch} row(s)",
+            expected="[B, ...]; with a time axis [B, T, ...] or [T, B, ...]",
+        )
+    return cut.reshape(call.batch, -1)
+
+
+def _top(layer: Recurrent, output: Any) -> Tensor:
+    """h_n of the top level, [directions, B, H]."""
+    final = output[1] if isinstance(output[1], Tensor) else output[1][0]
+    return final[-2 if layer.bidirectional else -1 :]
 
 
 def _call(loss: Any, output: Any, target: Any) -> Any:

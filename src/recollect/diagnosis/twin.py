@@ -77,15 +77,50 @@ class Twin:
     def calls(self) -> list[Call]:
         return list(self._calls.values())
 
-    def run(self) -> Any:
+    @property
+    def x(self) -> Tensor | PackedSequence:
+        """A copy of the model's input proper: the first tensor among its arguments.
+
+        Raises:
+            InputError: there is none.
+        """
+        return map_tensors(_own, self._arguments[self._place_of_x])
+
+    @property
+    def _place_of_x(self) -> int:
+        for place, each in enumerate(self._arguments):
+            if isinstance(each, Tensor | PackedSequence):
+                return place
+        raise InputError(
+            "x holds no input whose steps could be told apart",
+            given=", ".join(type(each).__name__ for each in self._arguments),
+            expected="a tensor or PackedSequence, or a tuple with one",
+        )
+
+    @property
+    def takes_any_batch(self) -> bool:
+        """Whether x and lengths are all that the model takes, so that a batch may hold x several times."""
+        return len(self._arguments) == 1 and isinstance(self._arguments[0], Tensor)
+
+    def run(self, x: Tensor | PackedSequence | None = None, copies: int = 1) -> Any:
         """Call the model on a copy of x, and return what it returns.
+
+        Args:
+            x: given to the model itself, in place of a copy of `x`.
+            copies: how often ``x`` holds the batch, one after the other.
 
         Raises:
             InputError: the model cannot run, no recurrent layer ran, or lengths do not fit the layer.
         """
         self._calls.clear()
+        arguments, keywords, lengths = list(map_tensors(_own, self._arguments)), dict(self._keywords), self._lengths
+        if x is not None:
+            arguments[self._place_of_x] = x
+        if lengths is not None and copies > 1:
+            lengths = lengths.repeat(copies)
+            keywords = dict.fromkeys(keywords, lengths)
         with explained("the model could not run on a float64 copy of x"):
-            output = self.model(*map_tensors(_own, self._arguments), **self._keywords)
+            output = self.model(*arguments, **keywords)
         if not self._calls:
             raise InputError(
                 "no recurrent layer of the model ran",
@@ -93,9 +128,9 @@ class Twin:
                 expected="a forward pass that calls one",
                 remedy="call the layer as self.rnn(x), not self.rnn.forward(x)",
             )
-        if self._lengths is not None:
+        if lengths is not None:
             for call in self.calls:
-                call.take_lengths(self._lengths)
+                call.take_lengths(lengths)
         return output
 
     def loss(self, output: Any, target: Any, loss: Callable[[Any, Any], Tensor] | None) -> Tensor:
