@@ -24,7 +24,7 @@ from recollect.errors import InputError
 # Beyond so many steps only some lags are looked at.
 _ALL_LAGS, _LAGS = 64, 40
 # Replacements at each lag, of all rows together, unless the caller asks for another number.
-_SAMPLES = 32
+_SAMPLES = 128
 # Of a row's length: what reaches less far back is short-term.
 _SHORT = 0.25
 
@@ -143,7 +143,7 @@ def memory_horizon(
         model, x, lengths: as in `diagnose`. Of a tuple, the first tensor is the input.
         lags: at which to replace inputs; by default all up to 64 steps, and beyond that about 40, evenly spaced on a
             log scale.
-        samples: replacements for each row and lag; by default as many as make 32 with all rows.
+        samples: replacements for each row and lag; by default as many as make 128 with all rows.
         threshold: what share of the largest effect still counts.
         seed: draws the replacements.
         progress: show a bar if it takes longer than a second and standard error is a terminal.
@@ -223,7 +223,7 @@ def _lines(title: str, reach: Reach, lags: NDArray[np.int64]) -> list[str]:
     curve = reach.curve[np.searchsorted(reach.lags, lags)]
     low, half, high = reach.quartiles
     length = f"{'at least ' if reach.censored else ''}{reach.horizon} steps"
-    over = f"over rows {half:.4g}, the middle half of them {low:.4g} to {high:.4g}"
+    over = f"median of the rows {half:.4g}, quartiles {low:.4g} and {high:.4g}"
     some = "" if lags[-1] - lags[0] < len(lags) else f", {len(lags)} of them"
     return [
         f"  {title:<16} {sparkline(curve, decades=4)}  lags {lags[0]} to {lags[-1]}{some}",
