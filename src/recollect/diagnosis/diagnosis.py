@@ -16,12 +16,18 @@ from recollect._files import write_atomically
 from recollect.diagnosis import flow, report
 from recollect.diagnosis.activity import GateActivity, gate_activity, state_norms
 from recollect.diagnosis.call import Call, choose, join
-from recollect.diagnosis.findings import Case, Finding, judge
+from recollect.diagnosis.findings import SEVERITIES, Case, Finding, judge
+from recollect.diagnosis.jacobians import state_sizes
+from recollect.diagnosis.lyapunov import LyapunovSpectrum, lyapunov_spectrum
+from recollect.diagnosis.memory import MemoryHorizon, memory_horizon
 from recollect.diagnosis.probe import Probe
 from recollect.diagnosis.recording import record
+from recollect.diagnosis.spectrum import JacobianSpectrum, jacobian_spectrum
 from recollect.diagnosis.unrolled import Unrolled
 from recollect.errors import InputError
 from recollect.nn import Recurrent
+
+_EXPONENTS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,9 +54,13 @@ class Diagnosis:
         state_norms: the root mean square over rows of the norm of each state at each step in time, by the names of
             ``curves``.
         example: [T, I] the input of each recurrent layer (``"rnn"``), in the row that `GateActivity.example` shows.
-        findings: what is wrong, the worst first, or that nothing is.
+        findings: what there is to say of the gradient, "healthy" if nothing is wrong with it; then what else was found,
+            the worst first.
         notes: what to bear in mind when reading the curves.
         loss: L, the number whose gradient it is.
+        memory, spectrum, lyapunov: what a thorough diagnosis measures too; else None.
+        training: the `Probe` that was given.
+        surface: the `ErrorSurface` that was given.
     """
 
     curve: str
@@ -69,10 +79,19 @@ class Diagnosis:
     findings: list[Finding]
     notes: list[str]
     loss: float
+    memory: MemoryHorizon | None = None
+    spectrum: JacobianSpectrum | None = None
+    lyapunov: LyapunovSpectrum | None = None
+    training: Probe | None = None
 
     @property
     def weight_grad_norm_by_lag(self) -> flow.Curve:
         return self.weight_curves[self.curve.rpartition(".")[0]]
+
+    @property
+    def worst(self) -> Finding:
+        """The finding that matters most: an error before a warning; of equals the first."""
+        return min(self.findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
     def __str__(self) -> str:
         return report.to_text(self)
@@ -97,6 +116,7 @@ def diagnose(
     window: int | None = None,
     training: Probe | None = None,
     thorough: bool = False,
+    progress: bool = True,
 ) -> Diagnosis:
     """Show what a model's gradient does on its way back through time.
 
@@ -135,6 +155,12 @@ def diagnose(
         loss: see above.
         lengths: [B] valid steps of each row, in any order. Passed on if forward takes ``lengths``;
             otherwise the model runs over the padding, and the cut and the lags count from these.
+        window: how many steps truncated backpropagation goes back where the model is trained, to be judged.
+        training: the `Probe` that watched the training, to be judged and shown.
+        thorough: also measure the memory by replacing inputs (`memory_horizon`), the singular values of
+            dh_T/dh_{T-k} (`jacobian_spectrum`), the 8 largest Lyapunov exponents (`lyapunov_spectrum`), and let the
+            layers run on to see whether their states drift. It takes some seconds.
+        progress: show bars for what takes longer than a second, if standard error is a terminal.
         layer: which curve to judge: a module's path ("encoder.rnn"), a level and direction of it
             ("encoder.rnn.l0_reverse"), or a curve ("encoder.rnn.l0.c"). By default the last recurrent
             layer to run; its top level, forward direction and first state.
@@ -175,6 +201,19 @@ def diagnose(
     horizons = {name: flow.gradient_horizon(each)[0] for name, each in curves.items()}
     beside = {name: horizons[name] for name, home in homes.items() if home == (call, judged)}
     every = [each for call in calls for each in call.unrolled.values()]
+    notes = [
+        f"{each.path or 'the layer'} ran {each.times} times; its curves are those of the last time"
+        for each in calls
+        if each.times > 1
+    ]
+    memory = spectrum = exponents = None
+    if thorough:
+        memory = memory_horizon(model, x, lengths=lengths, progress=progress)
+        spectrum = jacobian_spectrum(model, x, lengths=lengths, layer=judged.name, progress=progress)
+        size = sum(state_sizes(judged))
+        exponents = lyapunov_spectrum(
+            model, x, lengths=lengths, layer=judged.name, count=min(_EXPONENTS, size), progress=progress
+        )
     gates = {f"{each.name}.{gate}": seen for each in every for gate, seen in gate_activity(each).items()}
     case = Case(
         calls=calls,
@@ -185,7 +224,7 @@ def diagnose(
         gates=gates,
         ours=frozenset(each.path for each in calls if isinstance(model.get_submodule(each.path), Recurrent)),
         x=x,
-        memory=max(beside.values()),
+        memory=max(beside.values()) if memory is None else memory.memory_horizon,
         window=window,
         training=training,
     )
@@ -204,12 +243,12 @@ def diagnose(
         state_norms={f"{each.name}.{name}": norms for each in every for name, norms in state_norms(each).items()},
         example={call.path: call.example_input() for call in calls},
         findings=judge(case, thorough=thorough),
-        notes=[
-            f"{each.path or 'the layer'} ran {each.times} times; its curves are those of the last time"
-            for each in calls
-            if each.times > 1
-        ],
+        notes=notes,
         loss=value,
+        memory=memory,
+        spectrum=spectrum,
+        lyapunov=exponents,
+        training=training,
     )
 
 

@@ -5,6 +5,6 @@ A rule is a function that takes a `Case` and returns the findings that it makes.
 
 from recollect.diagnosis.findings.case import Case
 from recollect.diagnosis.findings.catalogue import judge
-from recollect.diagnosis.findings.finding import Finding
+from recollect.diagnosis.findings.finding import SEVERITIES, Finding
 
-__all__ = ["Case", "Finding", "judge"]
+__all__ = ["SEVERITIES", "Case", "Finding", "judge"]

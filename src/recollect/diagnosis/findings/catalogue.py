@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from recollect.diagnosis.findings import data, gates, gradient, states, training, windows
 from recollect.diagnosis.findings.case import Case
-from recollect.diagnosis.findings.finding import Finding
+from recollect.diagnosis.findings.finding import SEVERITIES, Finding
 
 Rule = Callable[[Case], list[Finding]]
 
@@ -27,8 +27,6 @@ BESIDE: tuple[Rule, ...] = (
 # What takes further runs of the model.
 THOROUGH: tuple[Rule, ...] = (states.state_drift,)
 
-_ORDER = {"error": 0, "warning": 1, "info": 2}
-
 
 def judge(case: Case, *, thorough: bool) -> list[Finding]:
     """Name what is wrong.
@@ -40,4 +38,4 @@ def judge(case: Case, *, thorough: bool) -> list[Finding]:
     verdict = [finding for rule in GRADIENT for finding in rule(case)] or [gradient.healthy(case)]
     rules = (*BESIDE, *THOROUGH) if thorough else BESIDE
     beside = [finding for rule in rules for finding in rule(case)]
-    return verdict + sorted(beside, key=lambda finding: _ORDER[finding.severity])
+    return verdict + sorted(beside, key=lambda finding: SEVERITIES.index(finding.severity))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-Severity = Literal["info", "warning", "error"]
+Severity = Literal["error", "warning", "info"]
+SEVERITIES = get_args(Severity)  # the worst first
 When = Literal["never", "model", "data", "step", "loop"]
 
 
