@@ -1,5 +1,6 @@
 """The gradient through time: what it does on its way back, what is wrong, and what helps."""
 
+from recollect.diagnosis.activity import GateActivity
 from recollect.diagnosis.comparison import Comparison, compare
 from recollect.diagnosis.diagnosis import Diagnosis, diagnose
 from recollect.diagnosis.findings import Finding
@@ -14,6 +15,7 @@ __all__ = [
     "Comparison",
     "Diagnosis",
     "Finding",
+    "GateActivity",
     "JacobianSpectrum",
     "LyapunovSpectrum",
     "MemoryHorizon",

@@ -48,12 +48,11 @@ class Diagnosis:
         horizons: the gradient horizon of each of ``curves``.
         weight_curves: for each layer and direction (``"rnn.l0"``) the norm, [T_max] float64, of what the steps of each
             lag add to dL/dW_hh: which steps still teach the weights anything. These parts, as matrices, add up to it.
-        weight_grad_norm_by_lag: the one of them that belongs to ``curve``.
         spectral_norm: the largest singular value of each W_hh, by the names of ``spectral_radius``.
         gates: what each gate did (``"rnn.l0.f"``): how far it was open, how often saturated; see `GateActivity`.
         state_norms: the root mean square over rows of the norm of each state at each step in time, by the names of
             ``curves``.
-        example: [T, I] the input of each recurrent layer (``"rnn"``), in the row that `GateActivity.example` shows.
+        example: [T, I] the input of each recurrent layer (``"rnn"``), in the row that is each `GateActivity`'s example.
         findings: what there is to say of the gradient, "healthy" if nothing is wrong with it; then what else was found,
             the worst first.
         notes: what to bear in mind when reading the curves.
@@ -86,6 +85,7 @@ class Diagnosis:
 
     @property
     def weight_grad_norm_by_lag(self) -> flow.Curve:
+        """That of ``weight_curves`` which belongs to ``curve``: [T_max] float64."""
         return self.weight_curves[self.curve.rpartition(".")[0]]
 
     @property

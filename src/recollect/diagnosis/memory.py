@@ -133,7 +133,7 @@ def memory_horizon(
       wherever no gradient passes the model's own input, it is that of the first recurrent layer's input.
 
     Each curve's horizon is 1 + the largest lag with at least ``threshold`` times its highest value. (For a curve that
-    falls, that is its value at lag 0, as in `Diagnosis.gradient_horizon`; but a model may ignore the last inputs, and
+    falls, that is its value at lag 0, as in ``Diagnosis.gradient_horizon``; but a model may ignore the last inputs, and
     beside an effect of almost nothing every other would count.) A change of less than about 1e-15 of the answer is
     rounding.
 

@@ -5,23 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
+from sklearn.utils.metadata_routing import UNUSED
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from recollect import cells
 from recollect.cells import Cell
-from recollect.datasets import Series, read_series
 from recollect.errors import DataError, InputError, NotFittedError, NotYetError
 from recollect.estimators import forecaster_file
 from recollect.estimators.backtest import Backtest
 from recollect.estimators.network import ForecastNetwork
 from recollect.estimators.parameters import check_fraction, check_number, check_positive, check_whole, is_whole
-from recollect.estimators.scaling import WindowScaler
+from recollect.estimators.scaling import WindowScaler, series_to_scale
 from recollect.estimators.split import check_rows, choose_context_length, validation_rows
 from recollect.nn import Recurrent
 from recollect.nn.init import forget_bias_
@@ -90,6 +90,8 @@ class Forecaster(BaseEstimator):
         >>> print(recollect.Forecaster(horizon=11).backtest(sunspots))
     """
 
+    __metadata_request__fit: ClassVar = {"watch": UNUSED}  # no data that a pipeline could route
+
     def __init__(
         self,
         horizon: int = 1,
@@ -149,7 +151,7 @@ class Forecaster(BaseEstimator):
                 remedy="leave X out and forecast y from itself",
             )
         self.check_parameters()
-        series = _as_series(y)
+        series = series_to_scale(y)
         self.season_length_ = self.season_length or series.season_length
         held_back = validation_rows(len(series), self.horizon, self.validation_fraction)
         training = slice(0, len(series) - held_back)
@@ -203,7 +205,7 @@ class Forecaster(BaseEstimator):
         self._check_fitted()
         context = self.context_
         if y is not None:
-            values = _as_series(y).values
+            values = series_to_scale(y).values
             if len(values) < self.context_length_:
                 raise DataError(
                     "the series is shorter than the context that the model looks back on",
@@ -228,7 +230,7 @@ class Forecaster(BaseEstimator):
             NotFittedError: ``fit`` was not called.
         """
         self._check_fitted()
-        values = _as_series(y).values
+        values = series_to_scale(y).values
         return self._scaled(*sliding_windows(values, self.context_length_, self.horizon))
 
     def backtest(self, y: Any, test_size: int | None = None) -> Backtest:
@@ -247,7 +249,7 @@ class Forecaster(BaseEstimator):
             InputError: ``test_size`` or a parameter of the estimator cannot be used.
         """
         self.check_parameters()
-        series = _as_series(y)
+        series = series_to_scale(y)
         if test_size is None:
             test_size = max(self.horizon, len(series) // 5)
             if test_size >= len(series):
@@ -380,20 +382,6 @@ class Forecaster(BaseEstimator):
             raise NotFittedError(
                 "this Forecaster is not fitted yet", remedy="call fit(y) first, or Forecaster.load(path)"
             )
-
-
-def _as_series(y: Any) -> Series:
-    series = y if isinstance(y, Series) else read_series(y)
-    values = np.asarray(series.values, dtype=np.float64)
-    # Squares of greater numbers would overflow in the scaler.
-    if values.ndim != 1 or not (np.abs(values) < 1e150).all():
-        raise DataError(
-            f"series {series.name!r} cannot be scaled",
-            given=f"shape {list(values.shape)}, or a value that is not finite or is above 1e150",
-            expected="finite numbers [n]",
-            remedy="fill missing values, or change the unit",
-        )
-    return replace(series, values=values)
 
 
 def _inputs(scaled: np.ndarray) -> Tensor:
