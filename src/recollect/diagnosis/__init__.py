@@ -10,10 +10,12 @@ from recollect.diagnosis.probe import NonFinite, Probe
 from recollect.diagnosis.probed import ProbedGate, ProbedLayer, ProbedStep
 from recollect.diagnosis.proof import Proof, Trial, prove
 from recollect.diagnosis.spectrum import JacobianSpectrum, jacobian_spectrum
+from recollect.diagnosis.surface import ErrorSurface, error_surface
 
 __all__ = [
     "Comparison",
     "Diagnosis",
+    "ErrorSurface",
     "Finding",
     "GateActivity",
     "JacobianSpectrum",
@@ -29,6 +31,7 @@ __all__ = [
     "Trial",
     "compare",
     "diagnose",
+    "error_surface",
     "jacobian_spectrum",
     "lyapunov_spectrum",
     "memory_horizon",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _SEED = 0
 
 
-def objective(model: nn.Module, output: Any, target: Any, loss: Any, call: Call) -> Tensor:
+def objective(model: nn.Module, output: Any, target: Any, loss: Any, call: Call, *, times_batch: bool = True) -> Tensor:
     """Compute L as a 0-d tensor, such that dL/dh of a row is that row's own gradient.
 
     Without a loss, outputs and targets that have the time axis are first cut to each row's last valid
@@ -31,6 +31,7 @@ def objective(model: nn.Module, output: Any, target: Any, loss: Any, call: Call)
         target: what the loss compares it with, or None.
         loss: called with (output, target), or None.
         call: the recurrent layer that ran last; its B, T and lengths tell the time axis.
+        times_batch: multiply a mean over rows by B; False leaves it the number that training would show.
 
     Raises:
         InputError: the output, the target or what the loss returns cannot be used.
@@ -46,7 +47,7 @@ def objective(model: nn.Module, output: Any, target: Any, loss: Any, call: Call)
                 expected="a tensor with one element",
                 remedy='reduction="mean" or "sum"',
             )
-        return value.reshape(()) * (call.batch if _is_mean(loss) else 1)
+        return value.reshape(()) * (call.batch if times_batch and _is_mean(loss) else 1)
     if target is None and isinstance(model, Recurrent):
         top = _top(model, output)
         return (top @ _unit_vector(top.shape[-1:], top)).sum()
@@ -54,7 +55,7 @@ def objective(model: nn.Module, output: Any, target: Any, loss: Any, call: Call)
     if target is None:
         by_row = not call.unbatched and cut.dim() > 1
         return (cut * _unit_vector(cut.shape[1:] if by_row else cut.shape, cut)).sum()
-    return call.batch * _compare(cut, target, call)
+    return (call.batch if times_batch else 1) * _compare(cut, target, call)
 
 
 def answers(model: nn.Module, output: Any, call: Call) -> Tensor:

@@ -133,14 +133,16 @@ class Twin:
                 call.take_lengths(lengths)
         return output
 
-    def loss(self, output: Any, target: Any, loss: Callable[[Any, Any], Tensor] | None) -> Tensor:
+    def loss(
+        self, output: Any, target: Any, loss: Callable[[Any, Any], Tensor] | None, *, times_batch: bool = True
+    ) -> Tensor:
         """L of what `run` returned; see `objective`.
 
         Raises:
             InputError: it cannot be computed.
         """
         with explained("the loss could not be computed"):
-            return objective(self.model, output, map_tensors(_own, target), loss, self.calls[-1])
+            return objective(self.model, output, map_tensors(_own, target), loss, self.calls[-1], times_batch=times_batch)
 
     def _enter(self, path: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         assert isinstance(layer, Recurrent)

@@ -18,7 +18,7 @@ def page(title: str, body: str) -> str:
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
 <title>{escape(title)}</title>
 <style>
 {files("recollect.diagnosis.report").joinpath("report.css").read_text(encoding="utf-8")}</style>
