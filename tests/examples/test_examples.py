@@ -40,6 +40,16 @@ def test_a_stream_that_goes_on_after_a_crash():
     assert load("stream_forever").main() < 1e-6
 
 
+def test_error_surface(tmp_path):
+    surface = load("error_surface").main(tmp_path / "out" / "error_surface.html")
+    assert surface.cliffs.any()
+    jump, clipped = surface.jumps
+    assert jump > 100 * clipped
+    assert surface.path_losses["descent"][-1] > 0.08
+    assert surface.path_losses["descent, clipped"].min() < 1e-5
+    assert "<svg" in (tmp_path / "out" / "error_surface.html").read_text(encoding="utf-8")
+
+
 def test_demo(tmp_path, capsys):
     demo = load("demo")
     report = tmp_path / "out" / "demo.html"

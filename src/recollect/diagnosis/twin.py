@@ -142,7 +142,8 @@ class Twin:
             InputError: it cannot be computed.
         """
         with explained("the loss could not be computed"):
-            return objective(self.model, output, map_tensors(_own, target), loss, self.calls[-1], times_batch=times_batch)
+            target = map_tensors(_own, target)
+            return objective(self.model, output, target, loss, self.calls[-1], times_batch=times_batch)
 
     def _enter(self, path: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         assert isinstance(layer, Recurrent)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from recollect.diagnosis.surface.weights import Weights
-from recollect.diagnosis.twin import Twin
+from recollect.diagnosis.twin import Twin, explained
 from recollect.errors import InputError
 from recollect.training.generators import seeded
 
@@ -58,7 +58,7 @@ class Landscape:
                 expected="a finite loss",
                 remedy="look for NaN and infinities in x, the target and the scale of the weights",
             )
-        if not math.isclose(again := self(here), self.here, rel_tol=1e-6):
+        if not math.isclose(again := self(here), self.here, rel_tol=1e-12):
             raise InputError(
                 "the loss changes from one call to the next, with the same weights",
                 given=f"{self.here:.6g}, then {again:.6g}",
@@ -77,7 +77,10 @@ class Landscape:
         self.weights.put(vector)
         value = self._value()
         tensors = list(self.weights.tensors.values())
-        found = torch.autograd.grad(value, tensors, allow_unused=True) if value.requires_grad else [None] * len(tensors)
+        found = [None] * len(tensors)
+        if value.requires_grad:
+            with explained("the gradient could not be computed"):
+                found = torch.autograd.grad(value, tensors, allow_unused=True)
         parts = [torch.zeros_like(t) if g is None else g for g, t in zip(found, tensors, strict=True)]
         return value.item(), torch.cat([part.flatten().cpu() for part in parts])
 
