@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from recollect.graph import ops
@@ -47,6 +47,27 @@ def plain(graph: Graph) -> list[str]:
         Lines such as ``c[t] = f · c[t-1] + i · g``, each after those that it uses.
     """
     return _lines(graph, _PLAIN)
+
+
+def expression(graph: Graph, index: int, symbols: Mapping[int, str]) -> str:
+    """Write one node for a terminal, on one line, in terms of others.
+
+    Args:
+        graph: a cell's.
+        index: the node.
+        symbols: what some other nodes are called; what they are made of is then not written.
+    """
+    wanted, stack = set(), [index]
+    while stack:
+        each = stack.pop()
+        if each not in wanted:
+            wanted.add(each)
+            stack += () if each in symbols else graph.nodes[each].args
+    texts: dict[int, Text] = {}
+    for each in sorted(wanted):
+        known = each in symbols and each != index
+        texts[each] = (symbols[each], _ATOM) if known else _text(graph, graph.nodes[each], texts, symbols, _PLAIN)
+    return texts[index][0]
 
 
 @dataclass(frozen=True)
@@ -125,7 +146,9 @@ def _own_weight(node: Node) -> int:
     return _LIGHT if node.op in ops.ROWS and ops.ROWS[node.op].costly else 1
 
 
-def _text(graph: Graph, node: Node, texts: list[Text], symbols: Mapping[int, str], style: _Style) -> Text:
+def _text(
+    graph: Graph, node: Node, texts: Sequence[Text] | Mapping[int, Text], symbols: Mapping[int, str], style: _Style
+) -> Text:
     if node.op == "const":
         return style.number(float(str(node.attr)))
     if node.op == "leaf":
