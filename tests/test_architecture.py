@@ -40,6 +40,8 @@ WITHOUT_TORCH = [
     "recollect.graph.derivatives",
     "recollect.graph.gates",
     "recollect.graph.latex",
+    "recollect.graph.mathml",
+    "recollect.graph.drawing",
     "recollect.graph.declaration",
     "recollect.engine",
     "recollect.engine.plan",
@@ -60,13 +62,14 @@ MAY_NOT_EVEN_LATER = {
     "recollect.graph.derivatives",
     "recollect.graph.gates",
     "recollect.graph.latex",
+    "recollect.graph.mathml",
     "recollect.graph.declaration",
     "recollect.engine.plan",
     "recollect.engine.waves",
     "recollect.model_file.container",
 }
 # Nor does anything in these rooms.
-NEVER = ("recollect.engine.llvm", "recollect.datasets", "recollect.stream")
+NEVER = ("recollect.graph.drawing", "recollect.engine.llvm", "recollect.datasets", "recollect.stream")
 
 
 def module_name(path: Path) -> str:
