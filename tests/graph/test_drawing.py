@@ -24,7 +24,7 @@ from recollect.graph.drawing.blocks import blocks
 from recollect.graph.drawing.layers import arrange, crossings, main_lines
 from recollect.graph.drawing.layout import MOST_BLOCKS, NAME, exits, has_name, lay_out
 from recollect.graph.drawing.levels import levels
-from recollect.graph.drawing.readings import binned, written
+from recollect.graph.drawing.readings import binned, room, written
 from recollect.graph.drawing.symbols import plain, share, symbol
 from recollect.graph.graph import Builder, Graph
 
@@ -105,12 +105,16 @@ def path_of(line):
     return points
 
 
-def check_layout(graph):
-    layout = lay_out(graph)
+def check_layout(graph, below=lambda block: 0.0):
+    layout = lay_out(graph, below)
     left, top, right, bottom = layout.frame
     numbers = range(len(layout.boxes))
     for one, other in itertools.combinations(numbers, 2):
-        a, b = rectangle(layout, one, name=True), rectangle(layout, other, name=True)
+        a, b = (
+            (left, top, right, bottom + below(layout.boxes[number].block))
+            for number in (one, other)
+            for left, top, right, bottom in [rectangle(layout, number, name=True)]
+        )
         assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], (one, other)
     for number in numbers:
         box, kind = rectangle(layout, number, name=True), layout.boxes[number].block.kind
@@ -176,6 +180,7 @@ class TestEveryCell:
     @each_cell
     def test_boxes_and_lines_keep_clear_of_each_other(self, cell):
         check_layout(cell.graph)
+        check_layout(cell.graph, below=room)
 
     @each_cell
     def test_the_picture_is_xml_and_says_what_it_shows(self, cell):

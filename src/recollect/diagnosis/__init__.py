@@ -2,6 +2,7 @@
 
 from recollect.diagnosis.activity import GateActivity
 from recollect.diagnosis.comparison import Comparison, compare
+from recollect.diagnosis.description import Description, describe
 from recollect.diagnosis.diagnosis import Diagnosis, diagnose
 from recollect.diagnosis.findings import Finding
 from recollect.diagnosis.lyapunov import LyapunovSpectrum, lyapunov_spectrum
@@ -14,6 +15,7 @@ from recollect.diagnosis.surface import ErrorSurface, error_surface
 
 __all__ = [
     "Comparison",
+    "Description",
     "Diagnosis",
     "ErrorSurface",
     "Finding",
@@ -30,6 +32,7 @@ __all__ = [
     "Reach",
     "Trial",
     "compare",
+    "describe",
     "diagnose",
     "error_surface",
     "jacobian_spectrum",

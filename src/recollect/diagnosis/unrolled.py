@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recollect.engine.reference import Step
-from recollect.graph.derivatives import partials
+from recollect.graph.derivatives import node_gradients, partials
 from recollect.graph.gates import activations
 from recollect.graph.trace import TorchTarget
 from recollect.nn import Recurrent
@@ -156,6 +156,17 @@ class Unrolled:
         """The activation of each gate that has one, [N, H]."""
         cell = self.layer.cell
         return {gate: self.nodes[found.node] for gate, found in activations(cell.graph, cell.gates).items()}
+
+    @cached_property
+    def gate_gradients(self) -> dict[str, Tensor | float]:
+        """dL/d of the activation of each gate that has one, [N, H] or a number."""
+        cell = self.layer.cell
+        found = activations(cell.graph, cell.gates)
+        graph = node_gradients(cell.graph, tuple(each.node for each in found.values()))
+        seeds = {f"grad.{state}": seed for state, seed in zip(cell.states, self._seeds(), strict=True)}
+        target = TorchTarget(self.leaves[f"inp.{cell.gates[0]}"].dtype)
+        values = graph.evaluate(self.leaves | seeds, target)
+        return {gate: values[str(each.node)] for gate, each in found.items()}
 
     @cached_property
     def partials(self) -> dict[str, Tensor | float]:

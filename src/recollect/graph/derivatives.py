@@ -62,6 +62,25 @@ def partials(graph: Graph) -> Graph:
     return builder.build(found)
 
 
+@lru_cache(maxsize=128)
+def node_gradients(graph: Graph, nodes: tuple[int, ...]) -> Graph:
+    """Derive a loss with respect to nodes inside a step, from its gradients with respect to the new states.
+
+    Returns:
+        A graph with the leaves of ``graph`` and ``grad.s``, dL/ds, for each of its outputs s; its outputs are
+        called like the nodes, ``"12"``. Every way from the node to a state counts; where there is none, the
+        gradient is 0.
+    """
+    builder = Builder()
+    copies = builder.import_graph(graph)
+    seeds = [(copies[index], builder.leaf(f"grad.{state}")) for state, index in graph.outputs]
+    found = {}
+    for node in nodes:
+        (gradient,) = vjp(seeds, [copies[node]])
+        found[str(node)] = builder.const(0.0) if gradient is None else gradient
+    return builder.build(found)
+
+
 def _product(grad: Expr, partial: Expr | float) -> Expr:
     """``grad * partial``; where the partial derivative is a choice of constants, a choice of products.
 

@@ -11,8 +11,8 @@ def escape(text: str) -> str:
     return html.escape(text)
 
 
-def page(title: str, body: str) -> str:
-    """A whole HTML document that needs no other file and lets nothing in."""
+def page(title: str, body: str, style: str = "") -> str:
+    """A whole HTML document that needs no other file and lets nothing in; ``style`` adds to its style sheet."""
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -21,7 +21,7 @@ def page(title: str, body: str) -> str:
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
 <title>{escape(title)}</title>
 <style>
-{files("recollect.diagnosis.report").joinpath("report.css").read_text(encoding="utf-8")}</style>
+{files("recollect.diagnosis.report").joinpath("report.css").read_text(encoding="utf-8")}{style}</style>
 </head>
 <body>
 <main>

@@ -34,7 +34,7 @@ class Reading:
 
 def room(block: Block) -> float:
     """How much room a box needs below it for what was measured."""
-    if block.kind in ("input", "parameter", "number"):
+    if block.kind in ("input", "number"):
         return 0.0
     with_gradient = block.kind in ("previous", "state", "gate")
     return _MARGIN + _BARS + _TEXT * (2 if with_gradient else 1)

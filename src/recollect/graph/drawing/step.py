@@ -191,7 +191,7 @@ class _Drawing:
             parts.append(symbols.svg(symbols.symbol(block.name), box.x, top - 5, style=f"name {colour}"))
         reading = self.readings.get(self._key(number))
         title = f"{block.name} = {block.words}" if block.name else block.words
-        if reading is not None:
+        if reading is not None and measured.room(block):
             values = reading.values
             title += f"; mean {reading.mean:.4g}, from {min(values):.4g} to {max(values):.4g}" if values else ""
             title += "" if reading.gradient is None else f"; norm of the gradient {reading.gradient:.4g}"

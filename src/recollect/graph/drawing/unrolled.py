@@ -12,7 +12,6 @@ from recollect.graph.graph import Graph
 
 _BOX, _BETWEEN, _LINE, _TOP = 124.0, 92.0, 30.0, 62.0
 _LINE_WITH_NUMBERS = 54.0
-_FOLDED = _BOX + 44.0
 
 # The norms of a state and of its gradient as it leaves a step.
 Norms = Mapping[tuple[str, int], tuple[float, float]]
@@ -37,6 +36,8 @@ class _Unrolled:
     def __init__(self, graph: Graph, name: str, step: int | None, norms: Norms) -> None:
         self.graph, self.name, self.step, self.norms = graph, name, step, norms
         self.states = [state for state, _ in graph.outputs]
+        self.label = symbols.symbol(name) if len(name) <= 2 else symbols.words(name)
+        self.box = max(_BOX, symbols.width(self.label) + 60)
         self.apart = _LINE_WITH_NUMBERS if norms else _LINE
         self.height = max(64.0, self.apart * len(self.states) + (10 if norms else 4))
         self.low = _TOP + self.height  # the lower edge of the boxes
@@ -45,15 +46,15 @@ class _Unrolled:
     def svg(self) -> str:
         left = self.loops + 14
         parts = [self._cell(left, None), self._folded(left)]
-        x = left + _FOLDED + self.loops
+        x = left + self.box + 44.0 + self.loops
         equals = symbols.svg(symbols.words("="), x - 6, _TOP + self.height / 2 + 7, style="equals")
         parts.append(equals)
         start = x + 16
         for place, ago in enumerate((1, 0, -1)):
-            parts.append(self._flow(start + place * (_BOX + _BETWEEN), ago + 1))
-            parts.append(self._cell(start + _BETWEEN + place * (_BOX + _BETWEEN), ago))
-        parts.append(self._flow(start + 3 * (_BOX + _BETWEEN), -1))
-        width = start + 3 * (_BOX + _BETWEEN) + _BETWEEN + 8
+            parts.append(self._flow(start + place * (self.box + _BETWEEN), ago + 1))
+            parts.append(self._cell(start + _BETWEEN + place * (self.box + _BETWEEN), ago))
+        parts.append(self._flow(start + 3 * (self.box + _BETWEEN), -1))
+        width = start + 3 * (self.box + _BETWEEN) + _BETWEEN + 8
         shared = (*symbols.words("the same weights at every step: "), *self._weights())
         bottom = self.low + max(54 + 14 * len(self.states) - 14, 40) + 8
         parts.append(symbols.svg(shared, (start + width) / 2, bottom + 10, style="note"))
@@ -79,15 +80,14 @@ class _Unrolled:
 
     def _cell(self, left: float, ago: int | None) -> str:
         """A box with its input and output; of the folded cell (None) these have the index t."""
-        middle, up = left + _BOX / 2, _TOP - 22
+        middle, up = left + self.box / 2, _TOP - 22
         time = "t" if ago is None else self._time(ago)
         words = f"the cell {self.name}" + ("" if ago is None else f" at step {time}")
         strong = " middle" if ago == 0 else ""
-        name = symbols.symbol(self.name) if len(self.name) <= 2 else symbols.words(self.name)
         return (
             f'<g><title>{html.escape(words)}</title><rect class="cell{strong}" x="{left:g}" y="{_TOP:g}" '
-            f'width="{_BOX:g}" height="{self.height:g}" rx="12"/>'
-            f"{symbols.svg(name, middle, _TOP + self.height / 2 + 5, style='label')}"
+            f'width="{self.box:g}" height="{self.height:g}" rx="12"/>'
+            f"{symbols.svg(self.label, middle, _TOP + self.height / 2 + 5, style='label')}"
             f'<path class="line state" d="M{middle:g} {_TOP:g}V{up + 6:g}"/>{head(middle, up, "state", up=True)}'
             f"{symbols.svg(symbols.symbol('y', time), middle, up - 8, style='state')}"
             f'<path class="line input" d="M{middle:g} {self.low + 24:g}V{self.low + 6:g}"/>'
@@ -120,7 +120,7 @@ class _Unrolled:
         parts = []
         for place, state in enumerate(self.states):
             y, out = self._level(place), 16.0 * place + 16
-            right, low, r = left + _BOX, self.low + 54 + 14 * place, 8.0
+            right, low, r = left + self.box, self.low + 54 + 14 * place, 8.0
             parts.append(
                 f'<path class="line loop state" d="M{right:g} {y:g}H{right + out - r:g}q{r:g} 0 {r:g} {r:g}V{low - r:g}'
                 f"q0 {r:g} {-r:g} {r:g}H{left - out + r:g}q{-r:g} 0 {-r:g} {-r:g}V{y + r:g}q0 {-r:g} {r:g} {-r:g}"
