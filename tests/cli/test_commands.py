@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pathlib
 import re
 import shlex
 import subprocess
@@ -18,6 +19,8 @@ import recollect
 from recollect import Forecaster, cells, datasets
 from recollect.benchmark import run as benchmark_run
 from recollect.cli.app import app
+from recollect.diagnosis import describe
+from recollect.graph.latex import equations
 
 COMMANDS = ("fit", "backtest", "forecast", "diagnose", "describe", "bench", "datasets")
 QUICK = ["--epochs", "1", "--hidden-size", "4", "--context-length", "6"]
@@ -178,6 +181,56 @@ class TestDescribe:
         text = succeed("describe", "--model", "m")
         assert "h[t] = 0.5 · h[t-1] + sin(x[t] · W_ia + b_ia + h[t-1] · W_ha + b_ha)" in text
         assert "H = 4" in text
+
+    def test_draws_a_cell_with_its_equations(self):
+        assert succeed("describe", "gru", "--html", "gru.html").endswith("Wrote gru.html\n")
+        page = pathlib.Path("gru.html").read_text(encoding="utf-8")
+        assert page.count("<svg") == 2
+        assert page.count("<math") == 4
+
+    def test_prints_latex_alone(self):
+        assert succeed("describe", "lstm", "--latex").splitlines() == equations(cells.lstm.graph)
+
+    def test_a_cell_in_a_file_of_the_users_own(self):
+        pathlib_write("beside.py", "RATE = 0.25")
+        pathlib_write("mine.py", *USERS_FILE)
+        text = succeed("describe", "mine.py:leaky", "--hidden-size", 3, "--html", "leaky.html")
+        assert "leaky: Keeps some of it." in text
+        assert "h[t] = h[t-1] + 0.25 · (tanh(x[t] · W_ia + b_ia + h[t-1] · W_ha + b_ha) - h[t-1])" in text
+        assert ">0.25</tspan>" in pathlib.Path("leaky.html").read_text(encoding="utf-8")
+        assert succeed("describe", "mine.py") == succeed("describe", "mine.py:leaky")
+        assert "mine" not in sys.modules
+
+    def test_a_layer_that_save_wrote(self):
+        recollect.save(recollect.nn.Recurrent(cells.mgu, 3, 5, bidirectional=True), "layer.safetensors")
+        text = succeed("describe", "--model", "layer.safetensors")
+        assert text.startswith("mgu: Minimal gated unit")
+        assert "parameters  200 with I = 3, H = 5" in text
+
+    def test_numbers_of_the_last_window(self, model_path):
+        pathlib_write("data.csv", "time,y", *(f"{t},{t % 5}" for t in range(40)))
+        arguments = ["describe", "--model", model_path, "--data", "data.csv", "--target", "y"]
+        text = succeed(*arguments, "--step", 3, "--html", "step.html")
+        model = Forecaster.load(model_path)
+        contexts, targets = model.windows(np.arange(40.0) % 5)
+        expected = describe(model.network_, contexts[-1:], targets[-1:], step=3).moment
+        assert str(expected) in text
+        assert expected.title.startswith("recurrent.l0 at step 3 of 0 to 9, L = ")
+        page = pathlib.Path("step.html").read_text(encoding="utf-8")
+        assert "lstm at step 3" in page
+        assert "‖∂‖" in page
+        assert "at step 9 of 0 to 9" in succeed(*arguments)
+        assert_one_sentence(run(*arguments, "--step", 10), "no such step", "0 to 9")
+
+
+USERS_FILE = [
+    "import recollect, torch",
+    "from beside import RATE",
+    '@recollect.cell(gates="a", states="h")',
+    "def leaky(inp, rec, prev):",
+    '    """Keeps some of it."""',
+    "    return prev.h + RATE * (torch.tanh(inp.a + rec.a) - prev.h)",
+]
 
 
 class TestBench:
@@ -348,11 +401,40 @@ class TestBadInput:
             path.write_bytes(data[: len(data) // 2] if content == "half" else data)
         elif content is not None:
             path.write_bytes(content)
+        if content == "layers" and command[0] == "describe":
+            says = "no recurrent layer to describe; given: Linear"
         assert_one_sentence(run(*command, path), says)
+
+    @pytest.mark.parametrize(
+        ("name", "content", "says"),
+        [
+            ("mine.py:leaky", None, ["no file mine.py", "FILE.py:NAME"]),
+            ("mine.py:leeky", USERS_FILE, ["no cell 'leeky'", "did you mean mine.py:leaky?"]),
+            ("mine.py", [*USERS_FILE, "two = recollect.cells.gru"], ["has 2 cells", "leaky, two", "mine.py:NAME"]),
+            ("mine.py", ["x = 1"], ["has 0 cells", "decorated with recollect.cell"]),
+            ("mine.py:leaky", ["1 / 0"], ["could not be run", "ZeroDivisionError"]),
+            ("mine.py:leaky", ["def leaky(:"], ["could not be run", "SyntaxError"]),
+            ("mine.py:leaky", ["raise SystemExit(3)"], ["could not be run", "SystemExit: 3"]),
+            ("mine.py:leaky", [line.replace("torch.tanh", "torch.cumsum") for line in USERS_FILE], ["torch.cumsum"]),
+        ],
+        ids=str,
+    )
+    def test_cells_in_files(self, name, content, says):
+        pathlib_write("beside.py", "RATE = 0.25")
+        if content is not None:
+            pathlib_write("mine.py", *content)
+        assert_one_sentence(run("describe", name), *says)
+
+    def test_layers_alone_take_no_series(self):
+        recollect.save(recollect.nn.LSTM(1, 2), "layer.safetensors")
+        result = run("describe", "--model", "layer.safetensors", "--data", "sunspots")
+        assert_one_sentence(result, "layers alone", "recollect.diagnosis.describe")
 
     def test_other_commands(self, tmp_path):
         assert_one_sentence(run("describe", "lstn"), "did you mean 'lstm'")
         assert_one_sentence(run("describe", "lstm", "--model", "m"), "not both")
+        assert_one_sentence(run("describe", "lstm", "--data", "sunspots"), "--data needs --model")
+        assert_one_sentence(run("describe", "lstm", "--html", "no/where.html"), "folder no does not exist")
         assert_one_sentence(run("datasets", "sunspot"), "did you mean 'sunspots'")
         assert_one_sentence(run("datasets", "-o", "all.csv"), "which series")
         succeed("datasets", "sunspots")
