@@ -8,7 +8,8 @@ single value without giving anything in between a name, such as −softplus(−u
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import heapq
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -203,32 +204,38 @@ class _Folding:
 
     def _made_of_one_value(self, index: int) -> tuple[int, ...]:
         """The nodes between ``index`` and the one value it is made of, if the formula is short enough."""
-        group, best = {index}, ()
-        for candidate in range(index - 1, -1, -1):
-            if len(group) >= _OPERATIONS or candidate < min(self._externals(group), default=0):
-                break
-            if not self._absorbable(candidate, group):
-                continue
-            group.add(candidate)
+        best = ()
+        for group in self._growing(index, lambda node: True):
             outer = self._externals(group)
             if len(outer) == 1 and len(expression(self.graph, index, {outer[0]: "u"})) <= _LETTERS:
                 best = tuple(sorted(group - {index}))
+            if len(group) == _OPERATIONS:
+                break
         return best
 
     def _terms(self, index: int) -> tuple[int, ...]:
         """The inner sums of a sum, or products of a product, that only it uses."""
-        alike = ({"add", "sub"}, {"mul"})
-        kind = next((kind for kind in alike if self.graph.nodes[index].op in kind), set())
-        group, found = {index}, []
-        for candidate in (i for i in range(index - 1, -1, -1) if kind):
-            node = self.graph.nodes[candidate]
-            if len(found) + 2 >= _TERMS or candidate < min(self._externals(group), default=0):
+        kind = next((kind for kind in ({"add", "sub"}, {"mul"}) if self.graph.nodes[index].op in kind), set())
+        found = ()
+        for group in self._growing(
+            index, lambda node: self.graph.nodes[node].op in kind and len(self.users[node]) == 1
+        ):
+            found = tuple(sorted(group - {index}))
+            if len(group) + 1 == _TERMS:
                 break
-            once = len(self.users[candidate]) == 1
-            if node.op in kind and once and self._absorbable(candidate, group):
-                group.add(candidate)
-                found.append(candidate)
-        return tuple(sorted(found))
+        return found
+
+    def _growing(self, index: int, wanted: Callable[[int], bool]) -> Iterator[set[int]]:
+        """Groups of nodes that nothing else uses, from the inputs of ``index`` backwards, each one node larger."""
+        group, waiting = {index}, [-arg for arg in set(self.graph.nodes[index].args)]
+        heapq.heapify(waiting)
+        while waiting:  # the last first, as then all that use a node have been looked at
+            node = -heapq.heappop(waiting)
+            if node not in group and self._absorbable(node, group) and wanted(node):
+                group.add(node)
+                for arg in self.graph.nodes[node].args:
+                    heapq.heappush(waiting, -arg)
+                yield group
 
     def _share(self, index: int, x: int, h: int) -> Block:
         leaves = self.shares.get(index, (index,))

@@ -83,6 +83,7 @@ class _Drawing:
             f'<rect class="cell" x="{left:g}" y="{top:g}" width="{right - left:g}" height="{bottom - top:g}" rx="14"/>',
             *(self._loop(place, end, entry, height) for place, (end, entry) in enumerate(pairs)),
             *(self._line(line) for line in layout.lines if not line.square),
+            *(self._mark(line) for line in layout.lines if line.mark),
             *self._rails(),
             self._output(),
             *(self._box(number, box) for number, box in enumerate(layout.boxes)),
@@ -116,10 +117,14 @@ class _Drawing:
                 path.append(f"H{to_x:g}")
             x, y = to_x, to_y
         colour = self._line_colour(line.source)
-        beside = y + 12 if y > self.layout.boxes[line.target].y + 1 else y - 4
-        mark = symbols.svg(symbols.words(line.mark), x - 11, beside, style="mark") if line.mark else ""
         ends = f'data-from="{line.source}" data-to="{line.target}"'
-        return f'<path class="line {colour}" {ends} d="{"".join(path)}"/>{head(x, y, colour)}{mark}'
+        return f'<path class="line {colour}" {ends} d="{"".join(path)}"/>{head(x, y, colour)}'
+
+    def _mark(self, line: Line) -> str:
+        """The sign or letter at the end of a line, on the side that the others do not come from."""
+        x, y = line.points[-1]
+        beside = y + 12 if y > self.layout.boxes[line.target].y + 1 else y - 4
+        return symbols.svg(symbols.words(line.mark), x - 11, beside, style="mark")
 
     def _rails(self) -> Iterator[str]:
         """The upright lines of x_t and h_{t-1}, and what leads from them to the gates, with dots where they part."""
