@@ -287,6 +287,22 @@ class TestKnownPictures:
         graph = cells.by_name(name).graph
         assert crossings(arrange(graph, blocks(graph)).places) <= most
 
+    @pytest.mark.parametrize("name", cells.__all__)
+    def test_a_line_rises_or_falls_once_at_most(self, name):
+        for line in lay_out(cells.by_name(name).graph).lines:
+            if not line.square:
+                assert sum(a != b for (_, a), (_, b) in itertools.pairwise(line.points)) <= 1
+
+    def test_a_share_that_is_used_twice_is_a_box_of_its_own(self):
+        builder = Builder()
+        x, h = builder.leaf("inp.a"), builder.leaf("rec.a")
+        graph = builder.build({"h": (x + h) * builder.apply("tanh", x)})
+        found = check_blocks(graph)
+        assert [plain(block.label) for block in found if block.kind == "share"] == [
+            "x_t W_ia + b_ia",
+            "h_t−1 W_ha + b_ha",
+        ]
+
     def test_the_shares_of_a_gru_come_apart_where_its_equations_need_it(self):
         found = texts(cells.gru)
         assert "x_t W_in + b_in" in found
