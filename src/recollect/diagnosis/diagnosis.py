@@ -23,6 +23,7 @@ from recollect.diagnosis.memory import MemoryHorizon, memory_horizon
 from recollect.diagnosis.probe import Probe
 from recollect.diagnosis.recording import record
 from recollect.diagnosis.spectrum import JacobianSpectrum, jacobian_spectrum
+from recollect.diagnosis.surface import ErrorSurface
 from recollect.diagnosis.unrolled import Unrolled
 from recollect.errors import InputError
 from recollect.nn import Recurrent
@@ -82,6 +83,7 @@ class Diagnosis:
     spectrum: JacobianSpectrum | None = None
     lyapunov: LyapunovSpectrum | None = None
     training: Probe | None = None
+    surface: ErrorSurface | None = None
 
     @property
     def weight_grad_norm_by_lag(self) -> flow.Curve:
@@ -115,6 +117,7 @@ def diagnose(
     layer: str | None = None,
     window: int | None = None,
     training: Probe | None = None,
+    surface: ErrorSurface | None = None,
     thorough: bool = False,
     progress: bool = True,
 ) -> Diagnosis:
@@ -157,6 +160,7 @@ def diagnose(
             otherwise the model runs over the padding, and the cut and the lags count from these.
         window: how many steps truncated backpropagation goes back where the model is trained, to be judged.
         training: the `Probe` that watched the training, to be judged and shown.
+        surface: the `ErrorSurface` of the model, to be shown.
         thorough: also measure the memory by replacing inputs (`memory_horizon`), the singular values of
             dh_T/dh_{T-k} (`jacobian_spectrum`), the 8 largest Lyapunov exponents (`lyapunov_spectrum`), and let the
             layers run on to see whether their states drift. It takes some seconds.
@@ -249,6 +253,7 @@ def diagnose(
         spectrum=spectrum,
         lyapunov=exponents,
         training=training,
+        surface=surface,
     )
 
 
