@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from recollect.cli import options
+from recollect.cli.diagnose import look_inside, some_windows
 from recollect.cli.options import require_writable
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from recollect.datasets import Series
+    from recollect.diagnosis import Probe
     from recollect.estimators import Forecaster
 
+Html = Annotated[
+    Path | None,
+    typer.Option(
+        "--html", metavar="FILE", help="Watch the training and write what 'recollect diagnose' says as a page."
+    ),
+]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Model file to write.")]
 
 
@@ -21,6 +32,7 @@ def fit(
     data: options.Data,
     horizon: options.Horizon,
     output: Output,
+    html: Html = None,
     target: options.Target = None,
     time: options.Time = None,
     fill: options.FillMissing = None,
@@ -38,20 +50,36 @@ def fit(
     beside forecasts that need no training. Then the same model is trained again on all rows, and saved.
 
     \b
-    Example:
+    Examples:
       recollect fit sunspots --horizon 11 --epochs 20 -o sunspots.safetensors
+      recollect fit sunspots --horizon 11 -o sunspots.safetensors --html report.html
     """
     require_writable(output)
+    if html is not None:
+        require_writable(html)
     model = _new_forecaster(horizon, context_length, season_length, cell, hidden_size, epochs, seed)
     series = _read(data, target, time, fill)
     held_out = _print_backtest(model, series, test_size)
     typer.echo(f"Training on all {len(series)} rows ...", err=True)
-    model.fit(series).save(output)
+    probes: list[Probe] = []
+    model.fit(series, watch=None if html is None else partial(_probe, probes)).save(output)
     typer.echo(
         f"Saved {output}: this model was fitted on all {len(series)} rows; "
         f"the one in the table saw only the first {len(series) - held_out}.\n"
         f"Next: recollect forecast {output}"
     )
+    if html is not None:
+        x, y = some_windows(*model.windows(series))
+        look_inside(model.network_, x, y, thorough=True, surface=True, training=probes[0]).to_html(html)
+        typer.echo(f"Wrote {html}")
+
+
+def _probe(probes: list[Probe], network: nn.Module) -> Probe:
+    """Watch a network's training; the probe is also put into ``probes``."""
+    from recollect.diagnosis import Probe
+
+    probes.append(Probe(network))
+    return probes[-1]
 
 
 def backtest(
