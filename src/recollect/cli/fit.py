@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
 Html = Annotated[
     Path | None,
-    typer.Option(
-        "--html", metavar="FILE", help="Watch the training and write what 'recollect diagnose' says as a page."
-    ),
+    typer.Option("--html", metavar="FILE", help="Watch the training, and write a page of what is seen."),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Model file to write.")]
 
