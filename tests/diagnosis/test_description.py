@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from report_pages import Page
+from test_report import Page
 from torch import nn
 
 import recollect
