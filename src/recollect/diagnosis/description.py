@@ -66,7 +66,7 @@ class Description:
     @property
     def summary(self) -> str:
         """The first line of the cell's docstring."""
-        return _doc(self.cell).partition("\n")[0] or "a cell that came with its model, without a description"
+        return _doc(self.cell).partition("\n")[0] or "a cell without a description"
 
     def facts(self) -> dict[str, str]:
         """Gates, states, vectors, parameters and source."""
