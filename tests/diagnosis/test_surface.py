@@ -208,6 +208,17 @@ class TestRandomPlane:
         for loss in (nn.MSELoss(), nn.functional.mse_loss, lambda output, target: (output - target).square().mean()):
             np.testing.assert_allclose(small(lstm, data, loss=loss).loss, expected, rtol=1e-12)
 
+    def test_lengths_and_a_bare_layer_are_as_for_diagnose(self, data):
+        layer, x, lengths = recollect.nn.GRU(3, 4), data[0].clone(), [12, 3, 7, 5]
+        x[3:, 1] = math.nan
+        expected = recollect.diagnose(layer, x, lengths=lengths).loss
+        surface = small(layer, (x,), lengths=lengths)
+        assert surface.centre_loss == pytest.approx(expected, rel=1e-12)
+        assert np.isfinite(surface.loss).all()
+
+    def test_diagnose_multiplies_a_mean_by_the_rows(self, lstm, data):
+        assert small(lstm, data).centre_loss * 4 == pytest.approx(recollect.diagnose(lstm, *data).loss, rel=1e-12)
+
     def test_filters_have_the_norms_of_the_models(self):
         weights = Weights(Last(nn.LSTM(3, 5), outputs=2).double())
         plane = random_plane(weights, [True] * 6, 1.0, 0)

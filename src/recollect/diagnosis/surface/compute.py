@@ -97,12 +97,14 @@ def error_surface(
     for name, value in {"learning_rate": learning_rate, "max_norm": max_norm}.items():
         if value is not None:
             positive_limit(name, value)
+    first = None if start is None else _pairs("start", [start])[0]
+    bounds = None if ranges is None else _pairs("ranges", ranges, ordered=True)
     bar = progress_bar("error surface", points**2 + 2 * steps, progress)
     with apart_from_the_caller(model), bar as advance:
         land = Landscape(model, x, target, loss, lengths, lambda: advance(1))
         paths = _paths(land, path)
         chosen = _plane(land, directions, paths, radius, seed)
-        ends = chosen.ranges if ranges is None else _pairs("ranges", ranges, ordered=True)
+        ends = chosen.ranges if bounds is None else bounds
         xs, ys = (np.linspace(low, high, points) for low, high in ends)
         around = descent.Surroundings(land, chosen)
         grid = np.array([[around.loss(np.array([a, b])) for a in xs] for b in ys])
@@ -118,8 +120,8 @@ def error_surface(
         places = {name: chosen.coordinates(vectors) for name, vectors in paths.items()}
         losses = {name: np.array([land(each) for each in vectors]) for name, vectors in paths.items()}
         if steps:
-            if start is not None:
-                origin = np.array(_pairs("start", [start])[0])
+            if first is not None:
+                origin = np.array(first)
             elif places:
                 origin = next(iter(places.values()))[0]
             elif brink is not None:

@@ -94,7 +94,7 @@ def random_plane(weights: Weights, moving: Sequence[bool], radius: float, seed: 
             drawn[1] -= (drawn[1] * first).sum(1, keepdim=True) * first
         norms = drawn.norm(dim=2, keepdim=True)
         scaled = drawn * torch.where(norms > 0, filters.norm(dim=1, keepdim=True) / norms, 0)
-        found.append([each.flatten() if moves else torch.zeros(tensor.numel()) for each in scaled])
+        found.append([each.flatten() if moves else torch.zeros_like(each).flatten() for each in scaled])
     directions = torch.stack([torch.cat(each) for each in zip(*found, strict=True)])
     return _span(("random direction 1", "random direction 2"), origin, directions, ((-radius, radius),) * 2)
 

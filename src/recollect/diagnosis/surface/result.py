@@ -107,7 +107,7 @@ class ErrorSurface:
         Raises:
             OSError: the folder does not exist or cannot be written.
         """
-        write_atomically(path, report.page("Error surface", chart.section(self)))
+        write_atomically(path, report.page("Error surface", f"<h1>Error surface</h1>\n{chart.section(self)}"))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the data: all of it as JSON, or losses and paths as a table in CSV, by the name's ending.
