@@ -56,7 +56,7 @@ def diagnose(
     error is measured at every step back. The page can be opened offline. Nothing is changed in MODEL.
 
     \b
-    Examples:
+    Example:
       recollect fit sunspots --horizon 11 --epochs 10 -o sunspots.safetensors
       recollect diagnose sunspots.safetensors sunspots
       recollect diagnose sunspots.safetensors sunspots --html report.html

@@ -48,9 +48,9 @@ def fit(
     beside forecasts that need no training. Then the same model is trained again on all rows, and saved.
 
     \b
-    Examples:
+    Example:
       recollect fit sunspots --horizon 11 --epochs 20 -o sunspots.safetensors
-      recollect fit sunspots --horizon 11 -o sunspots.safetensors --html report.html
+      recollect fit sunspots --horizon 11 --epochs 5 -o sunspots.safetensors --html report.html
     """
     require_writable(output)
     if html is not None:

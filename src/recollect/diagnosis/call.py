@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,16 +95,25 @@ def join(*parts: str) -> str:
     return ".".join(part for part in parts if part)
 
 
-def choose(homes: dict[str, tuple[Call, Unrolled]], layer: str | None) -> str:
-    """The curve that ``layer`` names: of those it fits, the last to run, top level, forward, first state.
+def choose(calls: Sequence[Call], layer: str | None) -> tuple[Call, Unrolled, str]:
+    """Find the curve that ``layer`` names: of those it fits, the last to run, top level, forward, first state.
 
     Args:
-        homes: by the name of a curve, such as "rnn.l0.h", where it belongs; in the order in which layers ran.
-        layer: the path of a module, the beginning of such a name, or None for all of them.
+        calls: in the order in which they ran.
+        layer: the path of a module, the beginning of the name of a curve ("rnn.l0.h"), or None for all of them.
+
+    Returns:
+        The call, the level and direction, and the name of the curve.
 
     Raises:
         InputError: it names none.
     """
+    homes = {
+        f"{each.name}.{state}": (call, each)
+        for call in calls
+        for each in call.unrolled.values()
+        for state in call.layer.cell.states
+    }
     fitting = [name for name in homes if layer is None or name == layer or name.startswith(f"{layer}.")]
     if not fitting:
         near = difflib.get_close_matches(str(layer), list(homes), 1, cutoff=0.4)
@@ -117,4 +127,4 @@ def choose(homes: dict[str, tuple[Call, Unrolled]], layer: str | None) -> str:
     runs = [each for call, each in (homes[name] for name in fitting) if call is last]
     # They come in the order l0, l0_reverse, l1, ...
     forward = [each for each in runs if not each.reverse] or runs
-    return next(name for name in fitting if homes[name] == (last, forward[-1]))
+    return next((*homes[name], name) for name in fitting if homes[name] == (last, forward[-1]))

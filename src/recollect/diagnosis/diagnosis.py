@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from recollect._files import write_atomically
 from recollect.diagnosis import flow, report
 from recollect.diagnosis.activity import GateActivity, gate_activity, state_norms
-from recollect.diagnosis.call import Call, choose, join
+from recollect.diagnosis.call import choose, join
 from recollect.diagnosis.findings import SEVERITIES, Case, Finding, judge
 from recollect.diagnosis.jacobians import state_sizes
 from recollect.diagnosis.lyapunov import LyapunovSpectrum, lyapunov_spectrum
@@ -183,15 +183,13 @@ def diagnose(
         >>> diagnosis.to_html("report.html")
     """
     calls, value = record(model, x, target, loss, lengths)
-    curves: dict[str, flow.Curve] = {}
-    homes: dict[str, tuple[Call, Unrolled]] = {}
-    for call in calls:
-        for each in call.unrolled.values():
-            for name, gradients in zip(call.layer.cell.states, each.state_gradients, strict=True):
-                curves[f"{each.name}.{name}"] = flow.grad_norm_by_lag(each, gradients)
-                homes[f"{each.name}.{name}"] = call, each
-    chosen = choose(homes, layer)
-    call, judged = homes[chosen]
+    call, judged, chosen = choose(calls, layer)
+    every = [each for call in calls for each in call.unrolled.values()]
+    curves = {
+        f"{each.name}.{name}": flow.grad_norm_by_lag(each, gradients)
+        for each in every
+        for name, gradients in zip(each.layer.cell.states, each.state_gradients, strict=True)
+    }
     curve = curves[chosen]
     if len(curve) < 2:
         raise InputError(
@@ -203,8 +201,7 @@ def diagnose(
     horizon, censored = flow.gradient_horizon(curve)
     growth = flow.growth_per_step(curve)
     horizons = {name: flow.gradient_horizon(each)[0] for name, each in curves.items()}
-    beside = {name: horizons[name] for name, home in homes.items() if home == (call, judged)}
-    every = [each for call in calls for each in call.unrolled.values()]
+    beside = {name: horizons[name] for name in (f"{judged.name}.{state}" for state in judged.layer.cell.states)}
     notes = [
         f"{each.path or 'the layer'} ran {each.times} times; its curves are those of the last time"
         for each in calls

@@ -156,13 +156,7 @@ def chosen(
         InputError: as `unroll` and `choose`; a row is not there or has fewer than two valid steps.
     """
     calls = unroll(model, x, lengths)
-    homes = {
-        f"{each.name}.{state}": (call, each)
-        for call in calls
-        for each in call.unrolled.values()
-        for state in call.layer.cell.states
-    }
-    call, unrolled = homes[choose(homes, layer)]
+    call, unrolled, _ = choose(calls, layer)
     wanted = np.arange(call.batch) if rows is None else np.array(rows)
     usable = wanted.ndim == 1 and len(wanted) and np.issubdtype(wanted.dtype, np.integer)
     if rows is not None and not (usable and wanted.min() >= 0 and wanted.max() < call.batch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from recollect.cells import Cell
 from recollect.diagnosis.activity import saturated
-from recollect.diagnosis.call import Call
+from recollect.diagnosis.call import choose
 from recollect.diagnosis.recording import record
 from recollect.diagnosis.unrolled import Unrolled
 from recollect.errors import InputError
@@ -107,7 +106,7 @@ def moment(model: nn.Module, x: Any, target: Any, loss: Any, *, lengths: Any, la
         InputError: as `diagnose`; or there is no such step.
     """
     calls, value = record(model, x, target, loss, lengths)
-    unrolled = _choose(calls, layer)
+    _, unrolled, _ = choose(calls, layer)
     places = unrolled.longest_row
     if not -len(places) <= step < len(places):
         raise InputError(
@@ -169,20 +168,3 @@ def _saturated(kind: Any, values: NDArray[np.float64]) -> float | None:
 
 def _norm(values: Sequence[float] | NDArray[np.float64]) -> float:
     return math.hypot(*values)
-
-
-def _choose(calls: Sequence[Call], layer: str | None) -> Unrolled:
-    """The level and direction that ``layer`` names: of those it fits, the last to run, top level, forward."""
-    every = {each.name: (call, each) for call in calls for each in call.unrolled.values()}
-    fitting = [name for name in every if layer is None or name == layer or name.startswith(f"{layer}.")]
-    if not fitting:
-        near = difflib.get_close_matches(str(layer), list(every), 1, cutoff=0.4)
-        raise InputError(
-            "no recurrent layer that ran fits layer=",
-            given=repr(layer),
-            expected="the path of a module, or one of " + ", ".join(every),
-            remedy=f"did you mean {near[0]!r}?" if near else None,
-        )
-    last = every[fitting[-1]][0]
-    runs = [each for call, each in (every[name] for name in fitting) if call is last]
-    return ([each for each in runs if not each.reverse] or runs)[-1]
