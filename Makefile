@@ -10,7 +10,7 @@ venv: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt torch
-	$(BIN)/pip install --quiet -c constraints.txt -e . pytest pytest-xdist hypothesis pandas onnx ruff pyright pdoc tensorboard
+	$(BIN)/pip install --quiet -c constraints.txt -e . pytest pytest-xdist hypothesis pandas onnx ruff pyright pdoc tensorboard playwright
 	touch $(STAMP)
 
 demo: venv

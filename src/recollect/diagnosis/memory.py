@@ -88,12 +88,14 @@ class MemoryHorizon:
                 f"Memory over {self.steps} steps; an effect counts from {_percent(self.threshold)} of the largest",
                 *_lines("replaced inputs", self.by_intervention, self.by_intervention.lags),
                 *(_lines("gradient", self.by_gradient, self.by_intervention.lags) if self.by_gradient else []),
-                self._sentence(),
+                self.answer,
                 *(f"note: {note}" for note in self.notes),
             ]
         )
 
-    def _sentence(self) -> str:
+    @property
+    def answer(self) -> str:
+        """Whether the memory is short-term, in a sentence."""
         reach, share = self.by_intervention, _percent(self.threshold)
         if not reach.horizon:
             return "Is its memory short-term? It has none: no input that was replaced changes what it says."

@@ -1,10 +1,17 @@
-"""The frame of a page: what every report shares, whatever it says."""
+"""The frame of a page, and its parts: what every report shares, whatever it says."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Sequence
 from importlib.resources import files
+
+# A shape for each severity, so that colour alone never tells.
+_SHAPES = {
+    "error": "M4 1h6l3 3v6l-3 3H4l-3-3V4zM5 5l4 4M9 5l-4 4",
+    "warning": "M7 1.5L13 12.5H1zM7 5.5v3.2M7 10.2v.6",
+    "info": "M7 1a6 6 0 1 0 .01 0zM4.2 7.2l2 2 3.6-4",
+}
 
 
 def escape(text: str) -> str:
@@ -30,6 +37,29 @@ def page(title: str, body: str, style: str = "") -> str:
 </body>
 </html>
 """
+
+
+def badge(said: str, severity: str) -> str:
+    """A severity as words, a shape and a colour."""
+    return (
+        f'<span class="badge {severity}"><svg viewBox="0 0 14 14" aria-hidden="true"><path d="{_SHAPES[severity]}"/>'
+        f"</svg>{escape(said)}</span>"
+    )
+
+
+def figure(caption: str, drawing: str, *, wide: bool = False) -> str:
+    """A picture with what it shows above it, and perhaps how to read it below; both are HTML."""
+    return f"<figure{' class=wide-figure' if wide else ''}><figcaption>{caption}</figcaption>{drawing}</figure>"
+
+
+def figures(drawn: Sequence[str]) -> str:
+    """Pictures side by side where there is room."""
+    return f'<div class="figures">{"".join(drawn)}</div>' if drawn else ""
+
+
+def how_to_read(text: str) -> str:
+    """A sentence or two, as HTML."""
+    return f'<p class="read"><b>How to read this.</b> {text}</p>'
 
 
 def table(caption: str, rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
