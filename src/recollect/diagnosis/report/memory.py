@@ -23,7 +23,10 @@ def section(diagnosis: Diagnosis) -> str:
     reaches = {"by intervention": memory.by_intervention}
     if memory.by_gradient is not None:
         reaches["by gradient"] = memory.by_gradient
-    rows = [[name, _said(reach), *(f"{each:.4g}" for each in reach.quartiles)] for name, reach in reaches.items()]
+    rows = [
+        [name, f"{'≥ ' if reach.censored else ''}{reach.horizon}", *(f"{each:.4g}" for each in reach.quartiles)]
+        for name, reach in reaches.items()
+    ]
     head = ["", "of all", "25 % of rows", "half", "75 %"]
     notes = "".join(f"<p class=note>Note: {escape(note)}.</p>" for note in memory.notes)
     return (
