@@ -13,7 +13,7 @@ from torch import nn
 import recollect
 from recollect import cells
 from recollect.diagnosis import describe
-from recollect.diagnosis.recording import record
+from recollect.diagnosis.runs.recording import record
 from recollect.errors import InputError
 from recollect.graph import ops
 from recollect.graph.gates import activations

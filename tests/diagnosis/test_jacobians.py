@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import recollect
 from recollect import cells
 from recollect.diagnosis import jacobian_spectrum
-from recollect.diagnosis.jacobians import StepJacobians, chosen
+from recollect.diagnosis.jacobians.steps import StepJacobians, chosen
 from recollect.errors import InputError
 
 CELLS = [cells.by_name(name) for name in cells.__all__]

@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import recollect
-from recollect.diagnosis import interventions, memory_horizon
+from recollect.diagnosis import memory_horizon
+from recollect.diagnosis.memory import interventions
 from recollect.errors import InputError
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 import recollect
 from recollect import cells
-from recollect.diagnosis import recording
+from recollect.diagnosis.runs import recording
 from recollect.graph.gates import activations
 
 CELLS = [cells.by_name(name) for name in cells.__all__]

@@ -2,15 +2,15 @@
 
 from recollect.diagnosis.activity import GateActivity
 from recollect.diagnosis.comparison import Comparison, compare
-from recollect.diagnosis.description import Description, describe
+from recollect.diagnosis.description.page import Description, describe
 from recollect.diagnosis.diagnosis import Diagnosis, diagnose
 from recollect.diagnosis.findings import Finding
-from recollect.diagnosis.lyapunov import LyapunovSpectrum, lyapunov_spectrum
-from recollect.diagnosis.memory import MemoryHorizon, Reach, memory_horizon
-from recollect.diagnosis.probe import NonFinite, Probe
-from recollect.diagnosis.probed import ProbedGate, ProbedLayer, ProbedStep
+from recollect.diagnosis.jacobians.lyapunov import LyapunovSpectrum, lyapunov_spectrum
+from recollect.diagnosis.jacobians.spectrum import JacobianSpectrum, jacobian_spectrum
+from recollect.diagnosis.memory.horizon import MemoryHorizon, Reach, memory_horizon
+from recollect.diagnosis.probe.observer import NonFinite, Probe
+from recollect.diagnosis.probe.probed import ProbedGate, ProbedLayer, ProbedStep
 from recollect.diagnosis.proof import Proof, Trial, prove
-from recollect.diagnosis.spectrum import JacobianSpectrum, jacobian_spectrum
 from recollect.diagnosis.surface import ErrorSurface, error_surface
 
 __all__ = [

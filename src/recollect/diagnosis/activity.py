@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recollect.diagnosis.flow import Curve, row_norms
-from recollect.diagnosis.unrolled import Unrolled
+from recollect.diagnosis.runs.unrolled import Unrolled
 from recollect.graph.gates import Kind, activations
 
 # Saturated is what has less than 4 % of the largest derivative: a sigmoid outside of these bounds, a tanh beyond its.

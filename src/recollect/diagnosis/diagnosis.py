@@ -15,16 +15,16 @@ from torch.nn.utils.rnn import PackedSequence
 from recollect._files import write_atomically
 from recollect.diagnosis import flow, report
 from recollect.diagnosis.activity import GateActivity, gate_activity, state_norms
-from recollect.diagnosis.call import choose, join
 from recollect.diagnosis.findings import SEVERITIES, Case, Finding, judge
-from recollect.diagnosis.jacobians import state_sizes
-from recollect.diagnosis.lyapunov import LyapunovSpectrum, lyapunov_spectrum
-from recollect.diagnosis.memory import MemoryHorizon, memory_horizon
-from recollect.diagnosis.probe import Probe
-from recollect.diagnosis.recording import record
-from recollect.diagnosis.spectrum import JacobianSpectrum, jacobian_spectrum
+from recollect.diagnosis.jacobians.lyapunov import LyapunovSpectrum, lyapunov_spectrum
+from recollect.diagnosis.jacobians.spectrum import JacobianSpectrum, jacobian_spectrum
+from recollect.diagnosis.jacobians.steps import state_sizes
+from recollect.diagnosis.memory.horizon import MemoryHorizon, memory_horizon
+from recollect.diagnosis.probe.observer import Probe
+from recollect.diagnosis.runs.call import choose, join
+from recollect.diagnosis.runs.recording import record
+from recollect.diagnosis.runs.unrolled import Unrolled
 from recollect.diagnosis.surface import ErrorSurface
-from recollect.diagnosis.unrolled import Unrolled
 from recollect.errors import InputError
 from recollect.nn import Recurrent
 

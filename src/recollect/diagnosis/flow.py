@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recollect.diagnosis.unrolled import Unrolled
+from recollect.diagnosis.runs.unrolled import Unrolled
 
 Curve = NDArray[np.float64]
 

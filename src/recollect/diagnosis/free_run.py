@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from recollect.diagnosis.call import Call
 from recollect.diagnosis.flow import Curve
+from recollect.diagnosis.runs.call import Call
 
 BLOCKS = 10
 _MOST_ROWS, _MOST_STEPS = 4, 2000

@@ -15,7 +15,7 @@ import recollect
 from recollect.diagnosis.diagnosis import Diagnosis, diagnose
 from recollect.diagnosis.findings import Finding
 from recollect.diagnosis.flow import Curve
-from recollect.diagnosis.twin import Twin, apart_from_the_caller, duplicate
+from recollect.diagnosis.runs.twin import Twin, apart_from_the_caller, duplicate
 from recollect.errors import InputError, RecollectError
 from recollect.training.generators import seeded
 

@@ -343,7 +343,7 @@ def section(surface: ErrorSurface) -> str:
     """Part of a page: the picture, how to read it, the numbers."""
     words = html.escape(str(surface))
     return f"""<figure class="error-surface">{draw(surface)}</figure>
-<p class="read"><b>How to read this.</b> The loss over a plane through the present weights. Hatched places are cliffs: the loss changes there as fast as if it
-went through a fifth of its range in a fortieth of the plane's width, and ten times as fast as at the median. Lines
-follow weights step by step; an arrow is a step that leaves the picture.</p>
+<p class="read"><b>How to read this.</b> The loss over a plane through the present weights. Hatched places are cliffs:
+the loss changes there as fast as if it went through a fifth of its range in a fortieth of the plane's width, and ten
+times as fast as at the median. Lines follow weights step by step; an arrow is a step that leaves the picture.</p>
 <pre class="words">{words}</pre>"""

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from recollect.diagnosis.activity import GateActivity
-from recollect.diagnosis.call import Call
 from recollect.diagnosis.flow import Curve
-from recollect.diagnosis.unrolled import Unrolled
+from recollect.diagnosis.runs.call import Call
+from recollect.diagnosis.runs.unrolled import Unrolled
 from recollect.graph.gates import activations
 
 if TYPE_CHECKING:
-    from recollect.diagnosis.probe import Probe
+    from recollect.diagnosis.probe.observer import Probe
 
 
 @dataclass(frozen=True)

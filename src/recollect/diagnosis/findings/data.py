@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from recollect.diagnosis.call import Call
 from recollect.diagnosis.findings.case import Case, Place
 from recollect.diagnosis.findings.finding import Finding, When
+from recollect.diagnosis.runs.call import Call
 
 # Of a feature: the largest standard deviation or mean, and the smallest largest value, that a start in ±1/sqrt(H)
 # is made for; and how much larger than another it may be.

@@ -7,7 +7,7 @@ import torch
 
 from recollect.diagnosis.findings.case import Carry, Case, Place, carry_of
 from recollect.diagnosis.findings.finding import Finding
-from recollect.diagnosis.unrolled import Unrolled
+from recollect.diagnosis.runs.unrolled import Unrolled
 from recollect.graph.gates import activations
 
 # Saturated: this share of a gate's values, or more, has less than 4 % of the largest derivative.

@@ -13,7 +13,7 @@ from recollect.diagnosis.report.page import escape, figure, figures, how_to_read
 
 if TYPE_CHECKING:
     from recollect.diagnosis.diagnosis import Diagnosis
-    from recollect.diagnosis.memory import MemoryHorizon, Reach
+    from recollect.diagnosis.memory.horizon import MemoryHorizon, Reach
 
 
 def section(diagnosis: Diagnosis) -> str:

@@ -14,8 +14,8 @@ from recollect.diagnosis.report.page import escape, figure, figures, how_to_read
 
 if TYPE_CHECKING:
     from recollect.diagnosis.diagnosis import Diagnosis
-    from recollect.diagnosis.lyapunov import LyapunovSpectrum
-    from recollect.diagnosis.spectrum import JacobianSpectrum
+    from recollect.diagnosis.jacobians.lyapunov import LyapunovSpectrum
+    from recollect.diagnosis.jacobians.spectrum import JacobianSpectrum
 
 
 def section(diagnosis: Diagnosis) -> str:

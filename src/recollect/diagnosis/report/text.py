@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recollect.diagnosis.call import join
 from recollect.diagnosis.flow import Curve
 from recollect.diagnosis.report import memory, spectrum, training, words
+from recollect.diagnosis.runs.call import join
 
 if TYPE_CHECKING:
     from recollect.diagnosis.diagnosis import Diagnosis

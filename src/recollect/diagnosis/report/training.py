@@ -16,8 +16,8 @@ from recollect.diagnosis.report.page import escape, figure, figures, how_to_read
 
 if TYPE_CHECKING:
     from recollect.diagnosis.diagnosis import Diagnosis
-    from recollect.diagnosis.probe import Probe
-    from recollect.diagnosis.probed import ProbedLayer
+    from recollect.diagnosis.probe.observer import Probe
+    from recollect.diagnosis.probe.probed import ProbedLayer
 
 # A loss that spans so much is shown on a log scale.
 _SPANS = 30.0

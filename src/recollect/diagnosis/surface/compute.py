@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from recollect.diagnosis.progress import progress_bar
+from recollect.diagnosis.runs.twin import apart_from_the_caller
 from recollect.diagnosis.surface import cliffs, descent, plane
 from recollect.diagnosis.surface.landscape import Landscape
 from recollect.diagnosis.surface.result import ErrorSurface
-from recollect.diagnosis.twin import apart_from_the_caller
 from recollect.errors import InputError
 from recollect.training._arguments import positive_limit, whole_number
 

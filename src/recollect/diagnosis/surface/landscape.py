@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recollect.diagnosis.runs.twin import Twin, explained
 from recollect.diagnosis.surface.weights import Weights
-from recollect.diagnosis.twin import Twin, explained
 from recollect.errors import InputError
 from recollect.training.generators import seeded
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from recollect.diagnosis.call import join
+from recollect.diagnosis.runs.call import join
 from recollect.diagnosis.surface.weights import Weights
 from recollect.errors import InputError
 from recollect.nn import Recurrent

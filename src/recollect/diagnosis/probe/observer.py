@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from recollect.diagnosis.call import join
 from recollect.diagnosis.flow import gradient_horizon
-from recollect.diagnosis.hooks import Hooks, recurrent_layers
-from recollect.diagnosis.probed import ProbedStep, probed_layer
+from recollect.diagnosis.probe.hooks import Hooks, recurrent_layers
+from recollect.diagnosis.probe.probed import ProbedStep, probed_layer
 from recollect.diagnosis.report import sparkline
+from recollect.diagnosis.runs.call import join
 from recollect.engine.watched import Watched
 from recollect.training import Clipped, History, Observer
 from recollect.training._arguments import whole_number

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from recollect.diagnosis.call import Call
 from recollect.diagnosis.flow import row_norms
-from recollect.diagnosis.objective import answers
-from recollect.diagnosis.sequences import Sequences
-from recollect.diagnosis.twin import Twin, map_tensors
+from recollect.diagnosis.memory.sequences import Sequences
+from recollect.diagnosis.runs.call import Call
+from recollect.diagnosis.runs.objective import answers
+from recollect.diagnosis.runs.twin import Twin, map_tensors
 from recollect.errors import InputError
 
 # Directions of the answer that are followed back, each by a backward pass: all of them up to so many.

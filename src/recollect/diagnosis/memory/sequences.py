@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from recollect.diagnosis.call import Call
+from recollect.diagnosis.runs.call import Call
 from recollect.errors import InputError
 
 

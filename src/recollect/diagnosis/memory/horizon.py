@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from recollect.diagnosis import interventions
 from recollect.diagnosis.flow import GONE, Curve
 from recollect.diagnosis.lags import checked, log_spaced
+from recollect.diagnosis.memory import interventions
+from recollect.diagnosis.memory.sequences import Sequences
 from recollect.diagnosis.progress import progress_bar
 from recollect.diagnosis.report import sparkline
-from recollect.diagnosis.sequences import Sequences
-from recollect.diagnosis.twin import Twin, apart_from_the_caller
+from recollect.diagnosis.runs.twin import Twin, apart_from_the_caller
 from recollect.errors import InputError
 
 # Beyond so many steps only some lags are looked at.

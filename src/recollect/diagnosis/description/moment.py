@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from recollect.cells import Cell
 from recollect.diagnosis.activity import saturated
-from recollect.diagnosis.call import choose
-from recollect.diagnosis.recording import record
-from recollect.diagnosis.unrolled import Unrolled
+from recollect.diagnosis.runs.call import choose
+from recollect.diagnosis.runs.recording import record
+from recollect.diagnosis.runs.unrolled import Unrolled
 from recollect.errors import InputError
 from recollect.graph.drawing import Reading
 from recollect.graph.gates import activations

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from recollect.diagnosis.flow import Curve
-from recollect.diagnosis.jacobians import StepJacobians, chosen, state_sizes, steps_at_once
+from recollect.diagnosis.jacobians.steps import StepJacobians, chosen, state_sizes, steps_at_once
 from recollect.diagnosis.lags import checked, log_spaced
 from recollect.diagnosis.progress import progress_bar
 from recollect.diagnosis.report import sparkline
-from recollect.diagnosis.unrolled import Unrolled
+from recollect.diagnosis.runs.unrolled import Unrolled
 
 _LAGS, _ROWS = 24, 8
 _KEPT = 0.01

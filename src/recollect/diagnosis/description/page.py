@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from recollect._files import write_atomically
 from recollect.cells import Cell
-from recollect.diagnosis.moment import Moment, moment, summary
+from recollect.diagnosis.description.moment import Moment, moment, summary
 from recollect.diagnosis.report.page import escape, page, table
 from recollect.errors import GraphError, InputError
 from recollect.graph.drawing import draw_step, draw_unrolled, style_sheet

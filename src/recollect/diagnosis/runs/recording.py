@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recollect.diagnosis.call import Call, join
-from recollect.diagnosis.twin import Twin, apart_from_the_caller
-from recollect.diagnosis.unrolled import Unrolled
+from recollect.diagnosis.runs.call import Call, join
+from recollect.diagnosis.runs.twin import Twin, apart_from_the_caller
+from recollect.diagnosis.runs.unrolled import Unrolled
 from recollect.engine import dispatch
 from recollect.engine.reference import Step, Tap
 from recollect.errors import InputError

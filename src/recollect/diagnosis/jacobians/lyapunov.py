@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from recollect.diagnosis.flow import Curve
-from recollect.diagnosis.jacobians import StepJacobians, chosen, state_sizes, steps_at_once
+from recollect.diagnosis.jacobians.steps import StepJacobians, chosen, state_sizes, steps_at_once
 from recollect.diagnosis.progress import progress_bar
-from recollect.diagnosis.unrolled import Unrolled
+from recollect.diagnosis.runs.unrolled import Unrolled
 from recollect.errors import InputError
 
 _ROWS = 4

@@ -14,7 +14,7 @@ from recollect.errors import InputError
 from recollect.nn import Recurrent
 
 if TYPE_CHECKING:
-    from recollect.diagnosis.call import Call
+    from recollect.diagnosis.runs.call import Call
 
 _SEED = 0
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from recollect.diagnosis.call import Call
-from recollect.diagnosis.objective import objective
+from recollect.diagnosis.runs.call import Call
+from recollect.diagnosis.runs.objective import objective
 from recollect.errors import InputError, RecollectError
 from recollect.nn import Recurrent, convert
 

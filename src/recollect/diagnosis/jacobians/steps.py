@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from recollect.diagnosis.call import choose
-from recollect.diagnosis.recording import unroll
-from recollect.diagnosis.unrolled import Unrolled
+from recollect.diagnosis.runs.call import choose
+from recollect.diagnosis.runs.recording import unroll
+from recollect.diagnosis.runs.unrolled import Unrolled
 from recollect.errors import InputError
 from recollect.graph.derivatives import partials
 from recollect.graph.trace import TorchTarget

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from recollect.diagnosis.unrolled import Unrolled
+from recollect.diagnosis.runs.unrolled import Unrolled
 from recollect.errors import InputError
 from recollect.nn import Recurrent
 

@@ -1,0 +1,1 @@
+"""How far back an input still changes what a model says."""
