@@ -33,7 +33,7 @@ def to_html(diagnosis: Diagnosis) -> str:
     return page(
         f"{words.verdict(diagnosis)}: {diagnosis.curve}",
         f"""{findings.header(diagnosis)}
-<dl>{facts}</dl>
+<dl class="facts">{facts}</dl>
 <p class=note>Judged by <code>{escape(diagnosis.curve)}</code> over {len(diagnosis.grad_norm_by_lag)} steps.</p>
 {notes}<nav>{contents}</nav>
 {"".join(f'<section id="{_id(title)}"><h2>{escape(title)}</h2>{body}</section>' for title, body in shown.items())}""",
