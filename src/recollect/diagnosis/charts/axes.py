@@ -79,7 +79,7 @@ def linear(values: Iterable[Curve], name: str = "", most: int = 4) -> Axis:
         high = 0.0
     if low == high:
         high = 1.0
-    ticks = [(n, f"{n:.3g}") for n in _multiples(low, high, most)]
+    ticks = [(n, _short(n)) for n in _multiples(low, high, most)]
     return Axis(low, high, ticks, name=name)
 
 
@@ -140,6 +140,13 @@ def upright(across: Axis, top: float, bottom: float) -> str:
 def height(bottom: float, *, named: bool = True) -> float:
     """How high a picture is whose chart ends there."""
     return bottom + (_BELOW if named else 4)
+
+
+def _short(number: float) -> str:
+    """In few characters, for there is little room: 2000, 20k, 1e6."""
+    if 1e4 <= abs(number) < 1e6:
+        return f"{number / 1e3:.3g}k"
+    return f"{number:.4g}".replace("e+0", "e").replace("e-0", "e-")
 
 
 def _multiples(low: float, high: float, most: int) -> list[float]:
