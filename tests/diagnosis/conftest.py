@@ -5,19 +5,8 @@ import torch
 from torch import nn
 
 import recollect
+from last_step import LastStep
 from recollect.diagnosis import Probe, error_surface
-
-
-class Last(nn.Module):
-    """The last output of an LSTM, as one number."""
-
-    def __init__(self):
-        super().__init__()
-        self.rnn = recollect.nn.LSTM(2, 8, batch_first=True)
-        self.head = nn.Linear(8, 1)
-
-    def forward(self, x):
-        return self.head(self.rnn(x)[0][:, -1])
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +14,7 @@ def everything():
     """A diagnosis that has all there is to show: of a small model that a probe saw learn, with some steps clipped."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model, x = Last(), torch.randn(16, 40, 2)
+        model, x = LastStep(recollect.nn.LSTM(2, 8, batch_first=True)), torch.randn(16, 40, 2)
         y = x[:, -5, :1]
         optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
         with Probe(model, every=4) as probe:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import recollect
+from last_step import LastStep
 from recollect.nn import init
 
 
@@ -34,22 +35,11 @@ def sequences(steps=40, rows=6, features=2):
     return torch.randn(steps, rows, features, generator=torch.Generator().manual_seed(1))
 
 
-class Last(nn.Module):
-    """A head on the last output, so that a layer's path in the model is not empty."""
-
-    def __init__(self, rnn):
-        super().__init__()
-        self.rnn, self.head = rnn, nn.Linear(rnn.hidden_size, 1)
-
-    def forward(self, x):
-        return self.head(self.rnn(x)[0][-1])
-
-
 def test_a_healthy_layer_has_no_other_finding():
     assert kinds(recollect.diagnose(lstm(), sequences(), thorough=True)) == ["healthy"]
 
 
-@pytest.mark.parametrize("wrap", [lambda layer: layer, Last])
+@pytest.mark.parametrize("wrap", [lambda layer: layer, LastStep])
 @pytest.mark.parametrize("gate", ["i", "g", "o"])
 def test_a_saturated_gate(gate, wrap):
     layer = lstm()
@@ -139,7 +129,7 @@ def test_the_gate_of_any_cell_is_found_by_what_it_does():
     assert beside(recollect.diagnose(model, x)) == []
 
 
-@pytest.mark.parametrize("wrap", [lambda layer: layer, Last])
+@pytest.mark.parametrize("wrap", [lambda layer: layer, LastStep])
 @pytest.mark.parametrize(("factor", "shift"), [(50.0, 0.0), (1.0, 300.0), (1e-4, 0.0), ([1.0, 1e5], 0.0)])
 def test_an_input_at_the_wrong_scale(factor, shift, wrap):
     model, x = wrap(lstm()), sequences() * torch.tensor(factor) + shift
@@ -235,7 +225,7 @@ SOUND = {
 
 def after_an_epoch(layer, steps, seed):
     """Train a layer to sum its input with weights that fall by a fifth each step back: 32 batches of 32 sequences."""
-    model = Last(layer)
+    model = LastStep(layer)
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(steps, 1024, 2, generator=generator)
     y = torch.einsum("t,tbi->b", 0.8 ** torch.arange(steps).flip(0), x)[:, None] / 2.36  # of variance 1

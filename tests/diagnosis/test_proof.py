@@ -9,18 +9,10 @@ import torch
 from torch import nn
 
 import recollect
+from last_step import LastStep
 from recollect.diagnosis import Finding, prove
 from recollect.errors import InputError
 from recollect.nn import init
-
-
-class Last(nn.Module):
-    def __init__(self, rnn):
-        super().__init__()
-        self.rnn, self.head = rnn, nn.Linear(rnn.hidden_size, 1)
-
-    def forward(self, x):
-        return self.head(self.rnn(x)[0][-1])
 
 
 @pytest.fixture
@@ -32,7 +24,7 @@ def data():
 @pytest.fixture
 def forgetful():
     torch.manual_seed(1)
-    return Last(nn.LSTM(2, 12))
+    return LastStep(nn.LSTM(2, 12))
 
 
 def test_the_remedy_for_vanishing_helps_to_learn_what_came_long_ago(forgetful, data):
@@ -49,7 +41,7 @@ def test_the_remedy_for_vanishing_helps_to_learn_what_came_long_ago(forgetful, d
 
 def test_clipping_keeps_a_training_alive_that_breaks_down_without(data):
     torch.manual_seed(0)
-    model = Last(init.identity_(recollect.nn.RNN(2, 12, nonlinearity="relu"), 1.2))
+    model = LastStep(init.identity_(recollect.nn.RNN(2, 12, nonlinearity="relu"), 1.2))
     proof = prove(model, *data, steps=10)
     assert proof.finding.kind == "exploding"
     assert proof.without.reached == math.inf
@@ -103,7 +95,7 @@ def test_nothing_of_the_users_changes(forgetful, data):
 
 def test_a_remedy_that_draws_weights_repeats_with_a_seed(data):
     torch.manual_seed(0)
-    model = Last(nn.RNN(2, 12))
+    model = LastStep(nn.RNN(2, 12))
     model.rnn.weight_hh_l0.data.mul_(0.1)
     losses = [prove(model, *data, steps=2, seed=seed).remedied.losses for seed in (0, 0, 1)]
     np.testing.assert_array_equal(losses[0], losses[1])
@@ -117,7 +109,7 @@ class TestBadInput:
 
     def test_nothing_found(self, data):
         torch.manual_seed(0)
-        model = Last(init.forget_bias_(recollect.nn.LSTM(2, 12), 4.0))
+        model = LastStep(init.forget_bias_(recollect.nn.LSTM(2, 12), 4.0))
         with pytest.raises(InputError, match=r"no remedy to try.*healthy"):
             prove(model, *data)
 

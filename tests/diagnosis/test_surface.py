@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import recollect
+from last_step import LastStep
 from recollect.diagnosis import error_surface
 from recollect.diagnosis.surface import cliffs
 from recollect.diagnosis.surface.plane import random_plane
@@ -63,19 +64,10 @@ def wall(w):
     return np.log(h / (1 - h)) - w * h
 
 
-class Last(nn.Module):
-    def __init__(self, rnn, outputs=1):
-        super().__init__()
-        self.rnn, self.head = rnn, nn.Linear(rnn.hidden_size, outputs)
-
-    def forward(self, x):
-        return self.head(self.rnn(x)[0][-1])
-
-
 @pytest.fixture
 def lstm():
     torch.manual_seed(3)
-    return Last(nn.LSTM(3, 5))
+    return LastStep(nn.LSTM(3, 5))
 
 
 @pytest.fixture
@@ -220,7 +212,7 @@ class TestRandomPlane:
         assert small(lstm, data).centre_loss * 4 == pytest.approx(recollect.diagnose(lstm, *data).loss, rel=1e-12)
 
     def test_filters_have_the_norms_of_the_models(self):
-        weights = Weights(Last(nn.LSTM(3, 5), outputs=2).double())
+        weights = Weights(LastStep(nn.LSTM(3, 5), outputs=2).double())
         plane = random_plane(weights, [True] * 6, 1.0, 0)
         for direction in plane.directions:
             for name, part in zip(weights.tensors, weights.split(direction), strict=True):
@@ -446,7 +438,7 @@ class TestTheModelIsLeftAlone:
         assert lstm.training
 
     def test_random_forward_passes_draw_alike_everywhere(self, data):
-        class Noisy(Last):
+        class Noisy(LastStep):
             def forward(self, x):
                 return super().forward(x + 0.1 * torch.randn_like(x))
 
@@ -455,7 +447,7 @@ class TestTheModelIsLeftAlone:
         np.testing.assert_array_equal(small(model, data).loss, small(model, data).loss)
 
     def test_a_model_that_keeps_a_state_is_refused(self, data):
-        class Keeps(Last):
+        class Keeps(LastStep):
             state = None
 
             def forward(self, x):

@@ -7,18 +7,10 @@ import torch
 from torch import nn
 
 import recollect
+from last_step import LastStep
 from recollect.diagnosis import Probe
 from recollect.errors import TrainingError
 from recollect.training import train
-
-
-class Last(nn.Module):
-    def __init__(self, rnn):
-        super().__init__()
-        self.rnn, self.head = rnn, nn.Linear(rnn.hidden_size, 1)
-
-    def forward(self, x):
-        return self.head(self.rnn(x)[0][:, -1])
 
 
 @pytest.fixture
@@ -30,7 +22,7 @@ def data():
 
 def trained(x, y, max_norm, rate=1e-2, size=16):
     torch.manual_seed(0)
-    model = Last(recollect.nn.init.forget_bias_(recollect.nn.LSTM(2, 12, batch_first=True), 1.0))
+    model = LastStep(recollect.nn.init.forget_bias_(recollect.nn.LSTM(2, 12, batch_first=True), 1.0))
     probe = Probe(model)
     batches = list(zip(x.split(size), y.split(size), strict=True))
     optimizer = torch.optim.SGD(model.parameters(), lr=rate)
@@ -102,7 +94,7 @@ def test_where_numbers_went_bad_in_the_data(data):
 def test_where_numbers_went_bad_in_the_model(data):
     x, y = data
     torch.manual_seed(0)
-    model = Last(recollect.nn.RNN(2, 12, nonlinearity="relu", batch_first=True))
+    model = LastStep(recollect.nn.RNN(2, 12, nonlinearity="relu", batch_first=True))
     model.rnn.weight_hh_l0.data = 1e30 * torch.eye(12)
     model.rnn.weight_ih_l0.data.abs_()
     probe = Probe(model)
@@ -110,7 +102,7 @@ def test_where_numbers_went_bad_in_the_model(data):
     with pytest.raises(TrainingError, match="layer 'rnn'"):
         train(model, [(x[:32].abs(), y[:32])] * 5, loss=nn.functional.mse_loss, optimizer=optimizer, epochs=1,
               observers=[probe])  # fmt: skip
-    sound = Last(recollect.nn.init.forget_bias_(recollect.nn.LSTM(2, 12, batch_first=True), 1.0))
+    sound = LastStep(recollect.nn.init.forget_bias_(recollect.nn.LSTM(2, 12, batch_first=True), 1.0))
     (finding,) = beside(sound, x, y, probe)
     assert (finding.kind, finding.when) == ("not_finite", "step")
     assert "layer 'rnn' (RNN)" in finding.evidence

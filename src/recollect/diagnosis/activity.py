@@ -43,7 +43,7 @@ def gate_activity(unrolled: Unrolled) -> dict[str, GateActivity]:
     """What each gate did that has an activation, by its name."""
     cell, found = unrolled.layer.cell, {}
     for gate, activation in activations(cell.graph, cell.gates).items():
-        values = _whole(unrolled, unrolled.nodes[activation.node])
+        values = _whole(unrolled, unrolled.gates[gate])
         size = np.abs(values) if activation.kind == "tanh" else values
         low, high = (ends[unrolled.valid].mean(0) for ends in saturated(activation.kind, values))
         found[gate] = GateActivity(

@@ -138,7 +138,7 @@ def _moment(unrolled: Unrolled, places: NDArray[np.int64], at: int, loss: float)
     rows += [Row("gradient", gate, each) for gate, each in gate_gradients.items()]
     rows += [Row("gradient", state, values(each)) for state, each in gradients.items()]
 
-    readings = {str(node): Reading(values(each).tolist()) for node, each in enumerate(unrolled.nodes)}
+    readings = {str(node): Reading(values(each).tolist()) for node, each in enumerate(unrolled.nodes())}
     for gate, each in found.items():
         readings[str(each.node)] = Reading(gates[gate].tolist(), _norm(gate_gradients[gate]))
     earlier = at + 1 if unrolled.reverse else at - 1  # the step that was processed before this one

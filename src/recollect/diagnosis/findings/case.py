@@ -147,6 +147,6 @@ def _candidates(unrolled: Unrolled) -> Iterator[tuple[str, bool, Tensor]]:
     cell = unrolled.layer.cell
     for gate, activation in activations(cell.graph, cell.gates).items():
         if activation.kind == "sigmoid":
-            value = unrolled.nodes[activation.node]
+            value = unrolled.gates[gate]
             yield gate, True, value
             yield gate, False, 1.0 - value

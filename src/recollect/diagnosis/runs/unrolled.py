@@ -145,17 +145,19 @@ class Unrolled:
             found |= {f"{kind}.{gate}": share for gate, share in zip(cell.gates, shares, strict=True)}
         return found | {f"vec.{name}": getattr(self.layer, f"vector_{name}_{self.label}") for name in cell.vectors}
 
-    @cached_property
     def nodes(self) -> list[Tensor]:
-        """The value of every node of the cell's graph at every step; a constant is a number."""
+        """Compute the value of every node of the cell's graph at every step; a constant is a number.
+
+        They are not kept: there may be dozens, each as large as a state.
+        """
         target = TorchTarget(self.leaves[f"inp.{self.layer.cell.gates[0]}"].dtype)
         return self.layer.cell.graph.values(self.leaves, target)
 
     @cached_property
     def gates(self) -> dict[str, Tensor]:
         """The activation of each gate that has one, [N, H]."""
-        cell = self.layer.cell
-        return {gate: self.nodes[found.node] for gate, found in activations(cell.graph, cell.gates).items()}
+        cell, nodes = self.layer.cell, self.nodes()
+        return {gate: nodes[found.node] for gate, found in activations(cell.graph, cell.gates).items()}
 
     @cached_property
     def gate_gradients(self) -> dict[str, Tensor | float]:
