@@ -109,6 +109,12 @@ class TestAxes:
             assert all(axis.low <= number <= axis.high for number, _ in axis.ticks)
             assert 2 <= len(axis.ticks) <= 6
 
+    @pytest.mark.parametrize("high", [3e-9, 0.07, 40.0, 1e3, 3e4, 7e5, 2e6, 8e11, 2e300])
+    def test_numbers_are_written_in_few_characters(self, high):
+        for number, text in axes.linear([np.array([-high, high])]).ticks:
+            assert len(text) <= 6 + (high > 1e100)
+            assert float(text.replace("k", "e3")) == pytest.approx(number, rel=1e-3)
+
     def test_powers_of_ten(self):
         assert axes.power_of_ten(-12) == "10⁻¹²"
 

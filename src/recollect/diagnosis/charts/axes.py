@@ -146,7 +146,7 @@ def _short(number: float) -> str:
     """In few characters, for there is little room: 2000, 20k, 1e6."""
     if 1e4 <= abs(number) < 1e6:
         return f"{number / 1e3:.3g}k"
-    return f"{number:.4g}".replace("e+0", "e").replace("e-0", "e-")
+    return f"{number:.4g}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e-")
 
 
 def _multiples(low: float, high: float, most: int) -> list[float]:
