@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from recollect.diagnosis.flow import Curve
 from recollect.diagnosis.runs.call import Call
@@ -40,12 +39,9 @@ def free_run(call: Call) -> dict[str, Curve]:
 
 def _rows(call: Call) -> Tensor:
     """[T, rows, I] or [rows, T, I] of the longest rows of a layer's input."""
-    x, time = call.x, 1 if call.layer.batch_first else 0
-    if isinstance(x, PackedSequence):
-        x = pad_packed_sequence(x, batch_first=call.layer.batch_first)[0]
-    elif call.unbatched:
-        x = x.unsqueeze(1 - time)
     lengths = torch.full((call.batch,), call.steps) if call.lengths is None else call.lengths
     steps = int(lengths.max())
     rows = torch.nonzero(lengths == steps).flatten()[:_MOST_ROWS]
-    return x.index_select(1 - time, rows.to(x.device)).narrow(time, 0, min(steps, _MOST_STEPS))
+    x = call.rows()
+    x = x[rows.to(x.device), : min(steps, _MOST_STEPS)]
+    return x if call.layer.batch_first else x.transpose(0, 1)

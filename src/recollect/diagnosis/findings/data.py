@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
 from recollect.diagnosis.findings.case import Case, Place
 from recollect.diagnosis.findings.finding import Finding, When
@@ -67,20 +67,10 @@ def _valid(call: Call) -> Tensor:
     """[n, I] the valid steps of a layer's input, in no order."""
     if isinstance(call.x, PackedSequence):
         return call.x.data
-    x = _by_rows(call)
+    x = call.rows()
     if call.lengths is None:
         return x.flatten(0, 1)
     return x[torch.arange(x.shape[1]) < call.lengths[:, None]]
-
-
-def _by_rows(call: Call) -> Tensor:
-    """[B, T, I] a layer's input."""
-    x, batch_first = call.x, call.layer.batch_first
-    if isinstance(x, PackedSequence):
-        return pad_packed_sequence(x, batch_first=True)[0]
-    if call.unbatched:
-        x = x.unsqueeze(0 if batch_first else 1)
-    return x if batch_first else x.transpose(0, 1)
 
 
 def all_padding(case: Case) -> list[Finding]:
@@ -89,7 +79,7 @@ def all_padding(case: Case) -> list[Finding]:
     if call.unbatched or not call.batch:
         return []
     if call.lengths is None:
-        empty = (_by_rows(call) == 0).flatten(1).all(1)
+        empty = (call.rows() == 0).flatten(1).all(1)
         what = "hold nothing but zeros"
         keep = f"(x != 0).flatten({'1).any(1)' if call.layer.batch_first else '2).any(2).any(0)'}"
     else:

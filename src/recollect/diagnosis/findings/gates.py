@@ -8,7 +8,7 @@ import torch
 from recollect.diagnosis.findings.case import Carry, Case, Place, carry_of
 from recollect.diagnosis.findings.finding import Finding
 from recollect.diagnosis.runs.unrolled import Unrolled
-from recollect.graph.gates import activations
+from recollect.graph.gates import Kind
 
 # Saturated: this share of a gate's values, or more, has less than 4 % of the largest derivative.
 _SATURATED = 0.75
@@ -32,7 +32,7 @@ def saturated_gate(case: Case) -> list[Finding]:
     found = []
     for unrolled, place in case.every:
         carry = carry_of(unrolled)
-        for gate, values in unrolled.gates.items():
+        for gate in unrolled.gates:
             seen = case.gates[f"{unrolled.name}.{gate}"]
             if (
                 seen.kind not in ("sigmoid", "tanh")
@@ -46,14 +46,13 @@ def saturated_gate(case: Case) -> list[Finding]:
                 f"where less than 4 % of the largest gradient passes"
             )
             found.append(
-                Finding("saturated_gate", "warning", evidence, _smaller(unrolled, place, gate, values), "model")
+                Finding("saturated_gate", "warning", evidence, _smaller(unrolled, place, gate, seen.kind), "model")
             )
     return found
 
 
-def _smaller(unrolled: Unrolled, place: Place, gate: str, values: torch.Tensor) -> str:
+def _smaller(unrolled: Unrolled, place: Place, gate: str, kind: Kind) -> str:
     """Code that makes the pre-activations so small that the gate answers again."""
-    kind = activations(unrolled.layer.cell.graph, [gate])[gate].kind
     # The inverse of a saturated value is inf in the worst case: the quantile of what both shares add up to will do.
     size = (unrolled.leaves[f"inp.{gate}"] + unrolled.leaves[f"rec.{gate}"]).abs().flatten()
     large = float(np.quantile(size.cpu().numpy(), 0.95))

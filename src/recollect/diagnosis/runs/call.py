@@ -79,15 +79,17 @@ class Call:
             order = np.argsort(-self.lengths.numpy(), kind="stable")
         return rows if order is None else np.argsort(order)[rows]
 
+    def rows(self) -> Tensor:
+        """[B, T, I] the input, whatever its layout, with padding."""
+        if isinstance(self.x, PackedSequence):
+            return pad_packed_sequence(self.x, batch_first=True)[0]
+        x = self.x.unsqueeze(0 if self.layer.batch_first else 1) if self.unbatched else self.x
+        return x if self.layer.batch_first else x.transpose(0, 1)
+
     def example_input(self) -> NDArray[np.float64]:
         """[T, I] the input of the longest row (the first of them), its valid steps."""
-        x, batch_first = self.x, self.layer.batch_first
-        if isinstance(x, PackedSequence):
-            x = pad_packed_sequence(x, batch_first=batch_first)[0]
-        elif self.unbatched:
-            x = x.unsqueeze(0 if batch_first else 1)
         row, steps = (0, self.steps) if self.lengths is None else (int(self.lengths.argmax()), int(self.lengths.max()))
-        return (x[row] if batch_first else x[:, row])[:steps].cpu().numpy()
+        return self.rows()[row, :steps].cpu().numpy()
 
 
 def join(*parts: str) -> str:
