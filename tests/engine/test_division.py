@@ -9,6 +9,8 @@ from recollect import cells, nn
 from recollect.engine import autograd, calls
 from recollect.engine.calls import kept_problem
 from recollect.engine.llvm.division import Division, divide
+from recollect.engine.llvm.problem import Problem
+from recollect.engine.llvm.team import team
 from recollect.engine.plan import Variant
 
 DIVISIONS = [
@@ -54,6 +56,35 @@ def test_outputs_and_gradients_keep_every_bit(under, name, sizes):
     for division in DIVISIONS[1:]:
         for found, wanted in zip(under(division, results), expected, strict=True):
             assert torch.equal(found, wanted), division
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+@pytest.mark.parametrize("division", [Division(1, False), Division(2, True)])
+def test_weights_that_are_fetched_ahead_keep_every_bit(under, monkeypatch, name, division):
+    torch.manual_seed(0)
+    layer = nn.Recurrent(getattr(cells, name), 300, 150)
+    x = torch.randn(3, 37, 300, requires_grad=True)
+
+    def results(wanted):
+        monkeypatch.setattr(Problem, "_fetch_ahead", lambda *_: wanted)
+        calls.sized_problem.cache_clear()
+        y, _ = layer(x)
+        return [y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])]
+
+    plain, fetching = (under(division, lambda: results(wanted)) for wanted in (0, 1))
+    calls.sized_problem.cache_clear()
+    assert all(map(torch.equal, fetching, plain))
+
+
+def test_weights_are_fetched_ahead_where_they_are_many():
+    def ahead(batch, inputs, hidden, division):
+        kernels = calls.kernels_of(cells.lstm, torch.float32, Variant())
+        made = Problem(kernels, inputs, hidden, batch, False, 8, False, division, team())
+        return [one.prepared({})[one.slot("fetch_ahead")] for one in (made.train, made.backward)]
+
+    assert ahead(16, 256, 1024, Division(2, True)) == [1, 1]
+    assert ahead(1, 256, 1024, Division(2, True)) == [0, 0]  # the one block of rows streams them itself
+    assert ahead(64, 64, 256, Division(2, False)) == [0, 0]
 
 
 def test_units_are_divided_where_weights_are_large_and_rows_few():

@@ -61,7 +61,7 @@ def test_kernels_for_a_lesser_machine(name, cell, inputs, monkeypatch):
 
 # Good assembly ------------------------------------------------------------------------------------
 
-_TILE = re.compile(r"(tile|carry|weight_\d|input)(_last)?_(\d)")  # the last digit: its rows
+_TILE = re.compile(r"(tile|carry|weight_\d|input)_(\d)(_fetching)?")  # the digit by itself: its rows
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -80,7 +80,7 @@ def tile_loops(cell, dtype, machine, vectors_in, vectors_hidden, *, bfloat16=Fal
             tile = _TILE.fullmatch(name)
             if tile:
                 for loop in innermost_loops(blocks):
-                    yield tile[1] + (tile[2] or ""), int(tile[3]), loop
+                    yield tile[1] + (tile[3] or ""), int(tile[2]), loop
 
 
 def multiply_adds(loop):

@@ -26,8 +26,17 @@ dL/dh and dx take pairs along a row. For the sums over rows a stage of its own, 
 from __future__ import annotations
 
 from recollect.engine.llvm.derivatives import Derivatives
-from recollect.engine.llvm.kernel import Kernel, Share, Step, clear_padding, given_slots, pack_vectors, walk
-from recollect.engine.llvm.tile import Run, Tile, pieces
+from recollect.engine.llvm.kernel import (
+    Kernel,
+    Share,
+    Step,
+    clear_padding,
+    given_slots,
+    pack_vectors,
+    there_and_back,
+    walk,
+)
+from recollect.engine.llvm.tile import Ahead, Run, Tile, pieces
 from recollect.engine.llvm.tiling import WIDE, Tiling, round_up
 from recollect.engine.llvm.values import SIZE, Emitter, Value
 from recollect.engine.plan import Plan
@@ -141,7 +150,7 @@ def _write_pack(kernel: Kernel, plan: Plan) -> Emitter:
 
 def _write_steps(kernel: Kernel, plan: Plan) -> Emitter:
     wide = kernel.tiling.hidden_wide
-    tile = Tile(kernel, "carry", wide, [Run(0, wide)])
+    tile = Tile(kernel, "carry", wide, [Run(0, wide)], fetching=True)
     e = kernel.stage("steps")
     hidden, width, grad_width = (kernel.slot(e, name) for name in ("hidden", "width", "grad_width"))
     chunk, stride = kernel.pointer(e, "chunk"), kernel.slot(e, "chunk_stride")
@@ -151,6 +160,7 @@ def _write_steps(kernel: Kernel, plan: Plan) -> Emitter:
     columns = wide * e.lanes
     first_row, _ = _chunk_rows(e, kernel)
     share, piece, derivatives = Share(e, kernel), kernel.slot(e, "piece"), Derivatives(e, kernel, plan)
+    ahead = Ahead.shared(e, share.ahead, columns, share.count)
     # A thread's units are those of its panels of dL/dh, so what it derives from these it has summed itself.
     first_panel, last_panel = share.of_units((hidden + (columns - 1)) // columns)
     own = first_panel * columns, e.least(last_panel * columns, grad_width)
@@ -159,20 +169,24 @@ def _write_steps(kernel: Kernel, plan: Plan) -> Emitter:
     ) as step:
         with (
             share.rows(e, step.active) as (start, rows, _),
-            e.loop(own[0], e.least(own[1], width), e.lanes) as unit,
             e.loop(start, start + rows) as row,
+            e.loop(own[0], e.least(own[1], width), e.lanes) as unit,  # as they lie in memory: it is read ahead
         ):
             derivatives.write(step, first_row, row, unit)
         with e.when(share.by_units):
             kernel.barrier(e)
         with (
-            e.loop(first_panel, last_panel) as panel,
+            there_and_back(e, first_panel, last_panel, step.index) as panel,
             pieces(e, gates, piece) as (begin, end),
-            share.rows(e, step.active) as (start, rows, _),
+            share.blocks(e, step.active) as (block, start, rows, _),
         ):
             place = (e.at(dh, start * grad_width + panel * columns), grad_width)
             a = e.at(drec, (step.row - first_row + start) * stride + begin)
-            tile.call(e, rows, place, place, (a, stride, end - begin, e.at(packed, (panel * gates + begin) * columns)))
+            tile.call(
+                e, rows, place, place, (a, stride, end - begin, e.at(packed, (panel * gates + begin) * columns)),
+                ahead=ahead,
+                share=e.at(packed, (panel * gates + end) * columns + block * (end - begin) * ahead.step),
+            )  # fmt: skip
         if plan.resets:
             _write_restarts(e, kernel, plan, step, share, own)
     e.builder.ret_void()

@@ -39,9 +39,10 @@ from recollect.engine.llvm.kernel import (
     given_slots,
     load_given,
     pack_vectors,
+    there_and_back,
     walk,
 )
-from recollect.engine.llvm.tile import Run, Tile, pieces
+from recollect.engine.llvm.tile import Ahead, Run, Tile, pieces
 from recollect.engine.llvm.tiling import Tiling
 from recollect.engine.llvm.values import I64, POINTER, Emitter, Value
 from recollect.engine.plan import Plan
@@ -171,7 +172,7 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
     (first_x, last_x), (first_h, last_h) = plan.input_range, plan.recurrent_range
     runs = [Run(first_x * parts, last_x * parts, placed=not tiling.bfloat16), Run(first_h * parts, last_h * parts)]
     columns = [place * group + part * tiling.lanes for place in range(count) for part in range(parts)]
-    tile = Tile(kernel, "tile", count * parts, runs, columns=columns)
+    tile = Tile(kernel, "tile", count * parts, runs, columns=columns, fetching=True)
 
     e = kernel.stage("steps")
     wide = e.wide(parts * tiling.group_blocks)  # a vector of all units of a group
@@ -185,6 +186,7 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
     )
     results_at = {state: kernel.pointer(e, f"y.{state}") for state in plan.outputs}
     before, panel = _panel(kernel, e, plan)
+    row_lengths = len(plan.input_gates) * block, len(plan.recurrent_gates) * block
     make_operands = _RoundedOperands if tiling.bfloat16 else _Operands
     operands = make_operands(e, kernel, (inputs, hidden, width), x, states[plan.fed], tile.rows)
     sums, mids = (wide.scratch(SLAB * tile.rows * each) for each in (count, plan.waves.mids))
@@ -235,8 +237,13 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
             ):
                 start_row(row, set_in + first + row - start)
 
-        with share.slabs(e) as slab, operands.of(slab, step, set_in), e.loop(first_group, last_group) as which_group:
+        with (
+            share.slabs(e) as slab,
+            operands.of(slab, step, set_in),
+            there_and_back(e, first_group, last_group, step.index) as which_group,
+        ):
             units = which_group * group
+            ahead = Ahead.shared(e, share.ahead, row_lengths[1], slab.count)
             with (
                 e.loop(0, tiling.group_blocks) as unit_block,
                 e.when(units + unit_block * block < hidden),
@@ -253,13 +260,14 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
                 init = (e.choose(is_first, biases, out[0]), e.choose(is_first, none, out[1]))
                 x_from, x_end = e.least(begin, operands.inputs), e.least(end, operands.inputs)
                 h_from, h_end = begin - x_from, end - x_end
+                next_piece = e.at(weights, x_end * row_lengths[0] + h_end * row_lengths[1])
                 row_of_h = operands.h(which, set_in + first, h_from)
                 tile.call(
                     e, rows, out, init,
-                    (*operands.x(which, x_from), x_end - x_from,
-                     e.at(weights, x_from * (len(plan.input_gates) * block))),
-                    (*row_of_h, h_end - h_from, e.at(weights, before + h_from * (len(plan.recurrent_gates) * block))),
+                    (*operands.x(which, x_from), x_end - x_from, e.at(weights, x_from * row_lengths[0])),
+                    (*row_of_h, h_end - h_from, e.at(weights, before + h_from * row_lengths[1])),
                     places=e.integer_at(places, step.row + start),
+                    ahead=ahead, share=e.at(next_piece, which * (end - begin) * ahead.step),
                 )  # fmt: skip
             mask = wide.mask(hidden - units)
             for wave in plan.waves.graphs:

@@ -20,7 +20,7 @@ from recollect.engine.plan import Plan
 COMMON = (
     *SLOTS,
     "threads", "parallel", "thread_num", "num_threads", "yield_thread", "meeting",
-    "inputs", "hidden", "width", "blocks", "block_rows", "by_units", "backward_in_time",
+    "inputs", "hidden", "width", "blocks", "block_rows", "by_units", "fetch_ahead", "backward_in_time",
 )  # fmt: skip
 _MANY_WEIGHTS = 1 << 18  # copied in about the time that it takes to wake a thread on a busy machine
 APART = 16  # integers: two cache lines, which some machines fetch together
@@ -179,6 +179,17 @@ def walk(e: Emitter, kernel: Kernel, begin: Value | int, end: Value, *, descendi
         yield Step(index, row, active, row_next, e.choose(last, zero, after), e.choose(first, zero, before))
 
 
+@contextmanager
+def there_and_back(e: Emitter, first: Value, last: Value, turn: Value) -> Iterator[Value]:
+    """``for index in range(first, last)``, in odd turns from the last to the first.
+
+    What a step has read last the next one reads first, while a cache still has it.
+    """
+    back = (turn & 1).compare("!=", 0)
+    with e.loop(first, last) as index:
+        yield e.choose(back, last - 1 - (index - first), index)
+
+
 SLAB = 16  # blocks of rows whose sums a thread holds at once: with those of the widest tile, 16 KiB
 
 
@@ -191,6 +202,11 @@ class Share:
 
     Args:
         e: a stage's function, at its beginning.
+
+    Attributes:
+        by_units: it is some of the units.
+        count: blocks of rows.
+        ahead: whether weights are worth fetching ahead.
     """
 
     def __init__(self, e: Emitter, kernel: Kernel) -> None:
@@ -203,9 +219,10 @@ class Share:
             e.choose(self.by_units, threads, one),
         )
         blocks = kernel.slot(e, "blocks")
+        self.ahead = kernel.slot(e, "fetch_ahead").compare("!=", 0)
         each = (blocks + row_threads - 1) // row_threads
         self._first = e.least(row_thread * each, blocks)
-        self._count = e.least(self._first + each, blocks) - self._first
+        self.count = e.least(self._first + each, blocks) - self._first
         self._table = kernel.pointer(e, "block_rows")
 
     def of_units(self, count: Value) -> tuple[Value, Value]:
@@ -216,14 +233,20 @@ class Share:
     @contextmanager
     def rows(self, e: Emitter, active: Value) -> Iterator[tuple[Value, Value, Value]]:
         """``for (first row, rows, first row of states) in the blocks of rows that are this thread's``."""
-        with e.loop(0, self._count) as block:
-            yield self._rows(e, block, active)
+        with self.blocks(e, active) as (_, start, rows, states):
+            yield start, rows, states
+
+    @contextmanager
+    def blocks(self, e: Emitter, active: Value) -> Iterator[tuple[Value, Value, Value, Value]]:
+        """The same with which block it is before the others."""
+        with e.loop(0, self.count) as block:
+            yield block, *self._rows(e, block, active)
 
     @contextmanager
     def slabs(self, e: Emitter) -> Iterator[Slab]:
         """The same blocks, a slab of them at a time."""
-        with e.loop(0, self._count, SLAB) as first:
-            yield Slab(self, first, e.least(self._count - first, e.integer(SLAB)))
+        with e.loop(0, self.count, SLAB) as first:
+            yield Slab(self, first, e.least(self.count - first, e.integer(SLAB)))
 
     def _rows(self, e: Emitter, block: Value, active: Value) -> tuple[Value, Value, Value]:
         at = (self._first + block) * 3

@@ -25,6 +25,8 @@ from recollect.engine.llvm.tiling import WIDE, round_up
 from recollect.engine.llvm.values import SIZE
 
 _PAGE = 4096  # bytes
+# Weights that a thread goes through in each step: of more bytes, even a processor that reads ahead makes it wait.
+_FAR = 1 << 22
 _LINE = 16  # numbers; parts of a buffer begin on a cache line of their own
 
 
@@ -169,6 +171,11 @@ class Problem:
         """What a step of all rows adds to the memory that `kept` divides."""
         return self.batch * self.width * (len(self.plan.states) + self.plan.saved) * SIZE[self.tiling.dtype]
 
+    def _fetch_ahead(self, blocks: int, weights: int) -> int:
+        """Whether tiles fetch so many packed weights ahead: where these are many, for several blocks of rows."""
+        of_thread = weights * SIZE[self.tiling.dtype] // (self.division.threads if self.division.by_units else 1)
+        return int(blocks > self.division.row_threads and of_thread > _FAR)
+
     def _piece(self, blocks: int, vectors: int, count: int) -> int:
         """How many k to take at once: all of them where no second block of rows would find them in the cache."""
         return self.tiling.piece(vectors) if blocks > self.division.row_threads else count
@@ -224,7 +231,9 @@ class Problem:
         )
         piece = self._piece(blocks["blocks"], vectors, inputs + hidden)
         sizes = self._common | blocks | {
-            "rows_of_set": rows_of_set, "piece": piece, "rounded_length": length, "rounded_of_thread": of_thread,
+            "rows_of_set": rows_of_set, "piece": piece,
+            "fetch_ahead": self._fetch_ahead(blocks["blocks"], width * per_unit),
+            "rounded_length": length, "rounded_of_thread": of_thread,
         }  # fmt: skip
         return Pass(self.kernels.forward(tiling, save=save), sizes, forward.addresses(plan, tiling), parts)
 
@@ -268,7 +277,8 @@ class Problem:
         blocks = self._blocks(tiling.rows(tiling.hidden_wide))
         piece = self._piece(blocks["blocks"], tiling.hidden_wide, gates)
         sizes = self._common | blocks | {
-            "piece": piece, "chunk_steps": chunk_steps, "chunk_stride": stride, "paired_stride": paired_stride,
+            "piece": piece, "fetch_ahead": self._fetch_ahead(blocks["blocks"], self.hidden * gates),
+            "chunk_steps": chunk_steps, "chunk_stride": stride, "paired_stride": paired_stride,
             "columns": self.columns, "grad_width": self.grad_width,
         }  # fmt: skip
         names = backward.addresses(plan, tiling, watched=watched)

@@ -28,6 +28,27 @@ class Run:
     placed: bool = False
 
 
+@dataclass(frozen=True)
+class Ahead:
+    """How the tiles of a piece fetch the next piece, which lies behind it: each its share, a little with each term.
+
+    For weights that no near cache holds from one step to the next: the first tile of a piece would wait for each line.
+
+    Attributes:
+        wanted: whether they do; otherwise it would only cost.
+        step: how many numbers further on to fetch with each term.
+    """
+
+    wanted: Value
+    step: Value
+
+    @classmethod
+    def shared(cls, e: Emitter, wanted: Value, row_length: Value | int, tiles: Value) -> Ahead:
+        """By so many tiles for each piece, whose packed rows are at most so long."""
+        tiles = e.most(tiles, e.integer(1))
+        return cls(wanted, (tiles + (row_length - 1)) // tiles)
+
+
 class Tile:
     """A block of accumulators that stays in registers, written for each number of rows up to ``rows``.
 
@@ -39,6 +60,7 @@ class Tile:
         masked: ``init`` and ``out`` are only as wide as told.
         placed: row r of ``init`` and ``out`` is at its place in a table.
         columns: where in a row of ``init`` and ``out`` each vector is; one after the other if None.
+        fetching: it is also written in a form that fetches what comes `Ahead`.
     """
 
     def __init__(
@@ -51,17 +73,22 @@ class Tile:
         masked: bool = False,
         placed: bool = False,
         columns: Sequence[int] | None = None,
+        fetching: bool = False,
     ) -> None:
         self.rows, self.vectors, self.masked, self.placed = kernel.tiling.rows(vectors), vectors, masked, placed
         self._products = kernel.products
         self._columns = columns or [v * kernel.tiling.lanes for v in range(vectors)]
-        # out, its stride, init, its stride, columns, the table of places; per run: a, its stride, k, w.
+        # out, its stride, init, its stride, columns, the table of places; per run: a, its stride, k, w; what to fetch
+        # and how much further on with each k.
         types = [POINTER, I64, POINTER, I64, I64, POINTER] + [POINTER, I64, I64, POINTER] * len(runs)
-        self._functions = [
-            self._write(kernel.function(f"{name}_{height}", *types), height, runs) for height in range(1, self.rows + 1)
+        heights = range(1, self.rows + 1)
+        self._functions = [self._write(kernel.function(f"{name}_{height}", *types), height, runs) for height in heights]
+        self._fetching = [
+            self._write(kernel.function(f"{name}_{height}_fetching", *types, POINTER, I64), height, runs, fetching=True)
+            for height in (heights if fetching else ())
         ]
 
-    def _write(self, e: Emitter, height: int, runs: Sequence[Run]) -> ir.Function:
+    def _write(self, e: Emitter, height: int, runs: Sequence[Run], *, fetching: bool = False) -> ir.Function:
         # By itself, its loop has all registers: inlined, addresses of what surrounds it would crowd the stack.
         e.function.attributes.add("noinline")
         out, out_stride, init, init_stride, columns, table = e.arguments[:6]
@@ -77,6 +104,7 @@ class Tile:
             at = init_stride * places[r] + self._columns[v]
             value = e.load_masked(masks[v], init, at) if self.masked else e.load(init, at)
             total[r, v] = e.variable(e.vector, value)
+        next_piece, further = e.arguments[-2:]
         for index, run in enumerate(runs):
             a, a_stride, count, w = e.arguments[6 + 4 * index : 10 + 4 * index]
             rows = [
@@ -87,6 +115,8 @@ class Tile:
                 place = k * a_stride if run.down else k
                 if run.down:  # each k is on another line, often on another page: no processor foresees that
                     e.prefetch(rows[0], (k + _AHEAD) * a_stride)
+                if fetching:
+                    e.prefetch(next_piece, k * further, later=True)
                 # Loaded where first needed: those of the shorter side stay, those of the longer one pass by.
                 order = [(r, v) for r in range(height) for v in range(run.first, run.last)]
                 if height < run.last - run.first:
@@ -99,6 +129,8 @@ class Tile:
                     if v not in vectors:
                         vectors[v] = e.load(weights, (v - run.first) * e.lanes)
                     total[r, v].set(self._products.multiply_add(e, numbers[r], vectors[v], total[r, v].get()))
+            if fetching:
+                next_piece = e.at(next_piece, count * further)
 
         for r, v in grid:
             at = out_stride * places[r] + self._columns[v]
@@ -118,6 +150,8 @@ class Tile:
         *runs: tuple[Value, Value, Value, Value],
         columns: Value | None = None,
         places: Value | None = None,
+        ahead: Ahead | None = None,
+        share: Value | None = None,
     ) -> None:
         """Call the tile of the right height.
 
@@ -127,12 +161,24 @@ class Tile:
             runs: for each, a, its stride, the number of terms, and w.
             columns: how many columns ``out`` has left, where the tile is masked.
             places: the table of places, from the first row on, where something is placed.
+            ahead, share: how a tile that is ``fetching`` does, and where its share begins.
         """
         flat = [value for run in runs for value in run]
         table = places or out[0]  # which is not read then
-        for height, function in enumerate(self._functions, 1):
+        arguments = (*out, *init, columns or e.integer(0), table, *flat)
+        if ahead is None or share is None:
+            self._call(e, self._functions, rows, *arguments)
+            return
+        with e.builder.if_else(ahead.wanted.ir) as (fetching, plain):
+            with fetching:
+                self._call(e, self._fetching, rows, *arguments, share, ahead.step)
+            with plain:
+                self._call(e, self._functions, rows, *arguments)
+
+    def _call(self, e: Emitter, functions: Sequence[ir.Function], rows: Value, *arguments: Value) -> None:
+        for height, function in enumerate(functions, 1):
             with e.when(rows.compare("==", height)):
-                e.call(function, *out, *init, columns or e.integer(0), table, *flat)
+                e.call(function, *arguments)
 
 
 @contextmanager

@@ -243,10 +243,10 @@ class Emitter:
         """Store a vector."""
         self.builder.store(value.ir, self.at(pointer, offset).ir, align=self.size)
 
-    def prefetch(self, pointer: Value, offset: Value | int = 0, *, write: bool = False) -> None:
-        """Fetch the cache line of a number that will soon be read, or written; no address is wrong."""
-        # To read or to write, into the nearest cache, of data.
-        how = [ir.Constant(ir.IntType(32), number) for number in (int(write), 3, 1)]
+    def prefetch(self, pointer: Value, offset: Value | int = 0, *, write: bool = False, later: bool = False) -> None:
+        """Fetch the cache line of a number that will soon be read, or written, or ``later``; no address is wrong."""
+        # To read or to write, into the nearest cache or the second one, of data.
+        how = [ir.Constant(ir.IntType(32), number) for number in (int(write), 2 if later else 3, 1)]
         self.call_llvm("llvm.prefetch.p0", VOID, self.at(pointer, offset), *how)
 
     def load_one(self, pointer: Value, offset: Value | int = 0) -> Value:
