@@ -27,7 +27,7 @@ def obstacle(x: torch.Tensor) -> str | None:
 
 
 def _foreign(x: torch.Tensor) -> str | None:
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         return f"a tensor on {x.device}"
     return None if x.dtype in DTYPES else str(x.dtype)
 

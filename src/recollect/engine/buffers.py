@@ -140,21 +140,17 @@ class Buffer:
                 )
             self._divide(data, parts)
             return
-        # Sizes in eighths of a power of two: neighbours share buffers and at most an eighth is unused.
-        step = max(1024, 1 << max(0, parts.total.bit_length() - 3))
-        self._key = (dtype, -(-parts.total // step) * step)
+        self._key = (dtype, parts.room)
         found = _pool.take(self._key)
         if found is None:
             with torch.inference_mode(False):  # it may be reused in training
-                found = torch.empty(self._key[1], dtype=dtype)
+                found = torch.empty(parts.room, dtype=dtype)
         self._divide(found, parts)
 
     def _divide(self, data: torch.Tensor, parts: Parts) -> None:
         self.data = data
-        base, size = data.data_ptr(), data.dtype.itemsize
-        self.addresses = [base + start * size for start in parts.starts]
+        self.addresses = parts.addresses(data.data_ptr(), data.dtype.itemsize)
 
     def __del__(self) -> None:
-        data = getattr(self, "data", None)
-        if data is not None and self._key is not None:
+        if self._key is not None and (data := getattr(self, "data", None)) is not None:
             _pool.give(self._key, data)

@@ -297,13 +297,15 @@ def backward_part(
     weight_ih, weight_hh, _, _, *rest = own
     plan, hidden, gates = problem.plan, problem.hidden, problem.gates
     count, wanted = len(rest) - len(plan.vectors), len(plan.outputs)
-    dstates = [x.new_zeros(problem.batch, problem.grad_width) for _ in plan.states]
-    for into, grad in zip(dstates, grads[wanted:], strict=False):
+    dstates = x.new_zeros(len(plan.states), problem.batch, problem.grad_width)
+    for place, grad in enumerate(grads[wanted:]):
         if grad is not None:
-            into[:, :hidden] = grad[0]
-    restarts = [torch.zeros_like(each) for each in dstates] if plan.resets else []
+            dstates[place, :, :hidden] = grad[0]
+    restarts = torch.zeros_like(dstates) if plan.resets else None
+    grads_at = [each.data_ptr() for each in (dstates, restarts) if each is not None]
+    of_state = problem.batch * problem.grad_width * x.itemsize
     sums = x.new_zeros(problem.sums)
-    dw_ih, dw_hh = (torch.zeros_like(w) if needed[0] or needed[1] else None for w in (weight_ih, weight_hh))
+    dw_ih, dw_hh = (torch.empty_like(w) if needed[0] or needed[1] else None for w in (weight_ih, weight_hh))
     zeros = x.new_zeros(hidden) if any(grad is None for grad in grads[:wanted]) else x
     doutputs = [zeros if grad is None else grad for grad in readable(grads[:wanted])]
     given, alive = _given(problem, extras)
@@ -322,8 +324,7 @@ def backward_part(
         *memory.addresses,
         *[each.data_ptr() for each in doutputs],
         *[0 if each is zeros else hidden for each in doutputs],
-        *[each.data_ptr() for each in dstates],
-        *[each.data_ptr() for each in restarts],
+        *[first + of_state * place for first in grads_at for place in range(len(plan.states))],
         *[each.data_ptr() for each in rest[count:]],
         *given,
         *(() if leaving is None else leaving.addresses),
@@ -333,14 +334,15 @@ def backward_part(
     del alive
     if watched is not None and leaving is not None:
         watched.saw_backward(_states_in(leaving, problem.leaving, problem), leaving)
-    dinitial = [each[:, :hidden] for each in dstates]
-    if plan.resets:
-        dinitial = [each + restart[:, :hidden] for each, restart in zip(dinitial, restarts, strict=True)]
-    if extras.feed_mask is not None:
-        dinitial[0] = dinitial[0] + dinitial.pop() * extras.feed_mask
-    dinitial = [each.unsqueeze(0) if needed else None for each, needed in zip(dinitial, needed[4:], strict=False)]
+    dinitial: list[torch.Tensor | None] = [None] * count
+    if any(needed[4 : 4 + count]):
+        own = list((dstates if restarts is None else dstates + restarts)[:, :, :hidden].split(1))
+        if extras.feed_mask is not None:
+            own[0] = own[0] + own.pop() * extras.feed_mask
+        dinitial = [*own]
     dbias_ih = sums[:gates]
     dbias_hh = sums[problem.gate_columns :][:gates] if plan.split else dbias_ih
-    dvectors = sums[problem.columns - len(plan.vectors) * hidden : problem.columns]
-    found = [dw_ih, dw_hh, dbias_ih, dbias_hh, *dinitial, *(dvectors.split(hidden) if plan.vectors else ())]
+    found = [dw_ih, dw_hh, dbias_ih, dbias_hh, *dinitial]
+    if plan.vectors:
+        found += sums[problem.columns - len(plan.vectors) * hidden : problem.columns].split(hidden)
     return [dx, *(grad if wanted else None for grad, wanted in zip(found, needed, strict=True))]

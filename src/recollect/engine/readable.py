@@ -15,7 +15,10 @@ from recollect.errors import InputError
 
 def readable(tensors: Sequence[Any]) -> list[Any]:
     """The tensors with their numbers in memory as a kernel reads them; None stays None."""
-    return [None if each is None else each.contiguous().resolve_neg() for each in tensors]
+    return [
+        each if each is None or (each.is_contiguous() and not each.is_neg()) else each.contiguous().resolve_neg()
+        for each in tensors
+    ]
 
 
 def check_readable(
@@ -34,14 +37,14 @@ def check_readable(
     Raises:
         InputError: a parameter, or what the call adds, has another shape, dtype or device than the layer needs.
     """
-    dtype, device = x.dtype, x.device
+    dtype = x.dtype  # which is on the CPU
     wanted = _shapes(len(cell.gates) * hidden, inputs, hidden, batch, len(cell.states), len(cell.vectors))
     for place, (tensor, shape) in enumerate(zip(own, wanted, strict=True)):
         if tensor is None:
             continue
-        if tensor.shape != shape or tensor.dtype != dtype or tensor.device != device:
+        if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_cpu:
             names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", *cell.states, *cell.vectors)
-            raise _misfit(names[place], tensor, f"{shape}, {dtype} on {device}")
+            raise _misfit(names[place], tensor, f"{shape}, {dtype} on {x.device}")
     if extras is PLAIN:
         return
     added = [

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -86,9 +87,9 @@ class Stack:
                 weights[place],
                 extras[place] if extras else PLAIN,
                 place % directions > 0,
-                f"l{place // directions}" + ("_reverse" if place % directions else ""),
+                label,
             )
-            for place in range(count)
+            for place, label in enumerate(_labels(self.num_layers, self.bidirectional))
         ]
         data, run = rows_of(x), run_layer or dispatch.run
         if count == 1:  # most calls by far
@@ -157,6 +158,12 @@ class Stack:
             hr = next(given) if self.projected else None
             found.append(Weights(ih, hh, *biases, hr, [next(given) for _ in self.cell.vectors]))
         return found
+
+
+@lru_cache(maxsize=128)
+def _labels(layers: int, bidirectional: bool) -> list[str]:
+    """Of each layer and direction, as parameters are named."""
+    return [f"l{layer}{way}" for layer in range(layers) for way in ("", "_reverse")[: 1 + bidirectional]]
 
 
 def _one(stacked: torch.Tensor, place: int) -> torch.Tensor:

@@ -276,6 +276,10 @@ def _write_products(kernel: Kernel, plan: Plan) -> Emitter:
     # all rows of dpre' (its units), and so do the lines of these, each of which several tiles read.
     rows_of_piece = tiling.piece(WIDE) // 2
     panel, row_piece = e.scratch(rows_of_piece * WIDE), e.integer(rows_of_piece)
+    is_first_chunk = kernel.slot(e, "begin").compare("==", 0)
+    nothing = e.scratch(WIDE)
+    for part in range(WIDE):
+        e.store(e.zeros(), nothing, part * e.lanes)
     wanted = kernel.slot(e, "dw_ih").compare("!=", 0)
     with e.when(wanted):
         x, previous = kernel.pointer(e, "x"), kernel.pointer(e, f"states.{plan.fed}")
@@ -289,6 +293,7 @@ def _write_products(kernel: Kernel, plan: Plan) -> Emitter:
                 e.loop(0, count, wide * e.lanes) as column,
                 pieces(e, row_terms, row_piece) as (begin, end),
             ):
+                is_first = is_first_chunk & begin.compare("==", 0)
                 masks = [e.mask(count - column - part * e.lanes) for part in range(wide)]
                 with e.loop(begin, end) as term:
                     k = products.numbers(walked(term))
@@ -304,8 +309,9 @@ def _write_products(kernel: Kernel, plan: Plan) -> Emitter:
                     with e.loop(tile.rows, 2 * tile.rows) as next_row:  # the next tile begins with these sums
                         for part in range(wide):
                             e.prefetch(place[0], count * next_row + part * e.lanes, write=True)
+                    init = (e.choose(is_first, nothing, place[0]), e.choose(is_first, e.integer(0), count))
                     tile.call(
-                        e, e.least(gates - unit, e.integer(tile.rows)), place, place,
+                        e, e.least(gates - unit, e.integer(tile.rows)), place, init,
                         (e.at(dpre, walked(begin) * down_stride + unit), onward, end - begin, panel),
                         columns=count - column,
                     )  # fmt: skip
@@ -323,9 +329,6 @@ def _write_products(kernel: Kernel, plan: Plan) -> Emitter:
     # dx [rows, inputs].
     wide = tiling.input_wide * e.lanes
     packed, dx = kernel.pointer(e, "packed_ih"), kernel.pointer(e, "dx")
-    nothing = e.scratch(tiling.input_wide)
-    for part in range(tiling.input_wide):
-        e.store(e.zeros(), nothing, part * e.lanes)
     wanted = kernel.slot(e, "dx").compare("!=", 0)
     with (
         e.when(wanted),
@@ -342,7 +345,7 @@ def _write_products(kernel: Kernel, plan: Plan) -> Emitter:
              e.at(packed, (panel_of_x * gate_terms + begin) * wide)),
             columns=inputs - panel_of_x * wide, places=e.integer_at(places, first_row + row),
         )  # fmt: skip
-    with e.when(wanted & kernel.slot(e, "begin").compare("==", 0)):
+    with e.when(wanted & is_first_chunk):
         clear_padding(e, kernel, [dx], inputs)
     e.builder.ret_void()
     return e
