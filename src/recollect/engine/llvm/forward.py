@@ -97,7 +97,11 @@ def _write_pack(kernel: Kernel, plan: Plan) -> Emitter:
     hidden, width, inputs = (kernel.slot(e, name) for name in ("hidden", "width", "inputs"))
     packed, packed_bias = kernel.pointer(e, "packed"), kernel.pointer(e, "packed_bias")
     before, panel = _panel(kernel, e, plan)
-    with e.loop(e.arguments[1], width // block, e.arguments[2]) as unit_block:
+    share, (_, thread, threads) = Share(e, kernel), e.arguments
+    # Where threads share units, each lays out what it will read; otherwise they take turns.
+    first, last = (group * tiling.group_blocks for group in share.of_units(width // tiling.group))
+    first, onward = e.choose(share.by_units, first, thread), e.choose(share.by_units, e.integer(1), threads)
+    with e.loop(first, last, onward) as unit_block:
         for kind, start, count in (("inp", e.integer(0), inputs), ("rec", before, hidden)):
             gates = plan.input_gates if kind == "inp" else plan.recurrent_gates
             source = kernel.pointer(e, "w_ih" if kind == "inp" else "w_hh")
