@@ -23,15 +23,16 @@ import resource, sys, time
 import torch
 import recollect
 
-steps, batch, hidden, passes, checkpoint, path = *map(int, sys.argv[1:5]), *sys.argv[5:]
+steps, batch, hidden, passes, turned, checkpoint, path = *map(int, sys.argv[1:6]), *sys.argv[6:]
 recollect.set_backend("llvm")
 torch.manual_seed(0)
-layer = recollect.nn.LSTM(32, hidden, checkpoint=None if checkpoint == "none" else checkpoint)
-small = torch.zeros(64, batch, 32, requires_grad=True)
+layer = recollect.nn.LSTM(32, hidden, batch_first=turned > 0, checkpoint=None if checkpoint == "none" else checkpoint)
+axes = lambda steps: (batch, steps) if turned else (steps, batch)
+small = torch.zeros(*axes(64), 32, requires_grad=True)
 layer(small)[0].sum().backward()  # kernels are compiled
 layer.zero_grad()
-x = torch.randn(steps, batch, 32, requires_grad=True)
-grad = torch.randn(steps, batch, hidden)
+x = torch.randn(*axes(steps), 32, requires_grad=True)
+grad = torch.randn(*axes(steps), hidden)
 place = [torch.ones_like(each) for each in (x, grad)]  # as large as dx and y, gone before these are made
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()
@@ -50,9 +51,11 @@ print(beyond, *times)
 """
 
 
-def measure(steps: int, batch: int, hidden: int, passes: int, checkpoint: str, path: Path) -> tuple[float, float]:
+def measure(
+    steps: int, batch: int, hidden: int, passes: int, turned: bool, checkpoint: str, path: Path
+) -> tuple[float, float]:
     """Bytes beyond what is in place, and seconds of a pass; the gradients are left at the path."""
-    arguments = [str(each) for each in (steps, batch, hidden, passes, checkpoint, path)]
+    arguments = [str(each) for each in (steps, batch, hidden, passes, int(turned), checkpoint, path)]
     printed = subprocess.run(
         [sys.executable, "-c", CHILD, *arguments], check=True, capture_output=True, text=True
     ).stdout.split()
@@ -66,13 +69,17 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=8, help="sequences (default 8)")
     parser.add_argument("--hidden", type=int, default=128, help="hidden units (default 128)")
     parser.add_argument("--passes", type=int, default=3, help="passes that are timed (default 3)")
+    parser.add_argument("--batch-first", action="store_true", help="x is [B, T, I]")
     options = parser.parse_args()
-    sizes = (options.steps, options.batch, options.hidden, options.passes)
+    sizes = (options.steps, options.batch, options.hidden, options.passes, options.batch_first)
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / name for name in ("segments", "whole")]
         found = [measure(*sizes, way, path) for way, path in zip(("auto", "none"), paths, strict=True)]
         apart = norm_difference(*(torch.load(path) for path in paths))
-    print(f"LSTM training, float32, B={options.batch}, I=32, H={options.hidden}, T={options.steps}")
+    print(
+        f"LSTM training, float32, B={options.batch}, I=32, H={options.hidden}, T={options.steps}"
+        f"{', batch first' if options.batch_first else ''}"
+    )
     if not apart <= 1e-4:
         print(f"  refused: gradients differ by {apart:.1e}")
         return 1

@@ -87,14 +87,16 @@ def test_auto_cuts_what_is_long_only(monkeypatch):
     assert 1 <= cut[0] < T
 
 
-def test_memory_is_that_of_a_segment():
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_memory_is_that_of_a_segment(batch_first):
     """Resident memory; what is kept for the backward pass would be 230 MiB here."""
 
     def resident():
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
-    layer, x = nn.LSTM(4, 64, checkpoint=100), torch.randn(8000, 16, 4)
-    layer(x[:200])[0].sum().backward()
+    layer, x = nn.LSTM(4, 64, batch_first=batch_first, checkpoint=100), torch.randn(8000, 16, 4)
+    x = x.transpose(0, 1).contiguous() if batch_first else x
+    layer(x[:, :200] if batch_first else x[:200])[0].sum().backward()
     recollect.release_buffers()
     y = layer(x)[0]
     before = resident()

@@ -258,6 +258,8 @@ def backward(
     extras: Sequence[Extras],
     needed: Sequence[bool],
     grads: Sequence[torch.Tensor | None],
+    *,
+    dx: torch.Tensor | None = None,
 ) -> list[torch.Tensor | None]:
     """Gradients of ``tensors``, None where not needed.
 
@@ -266,16 +268,15 @@ def backward(
         memories: what it left.
         needed: of which tensors.
         grads: those of the outputs and the final states of the first direction, then of the next.
+        dx: room for the gradient of x, of the one direction that there is; new memory if None.
     """
     found = readable(tensors)
     own, wanted, leaving = (of_each(len(problems), each) for each in (found[1:], needed[1:], grads))
     each = zip(problems, memories, own, extras, wanted, leaving, strict=True)
-    parts = [
-        backward_part(
-            problem, memory, found[0], own, added, torch.empty_like(found[0]) if needed[0] else None, wanted, its
-        )
-        for problem, memory, own, added, wanted, its in each
-    ]
+    parts = []
+    for problem, memory, own, added, wanted, its in each:
+        into = torch.empty_like(found[0]) if needed[0] and dx is None else dx
+        parts.append(backward_part(problem, memory, found[0], own, added, into, wanted, its))
     (dx, *result), *others = _run(problems, parts)
     for its_dx, *its in others:
         dx = None if dx is None else dx + its_dx

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -67,6 +68,18 @@ class Layout:
     def rows(self) -> Rows:
         """What kernels are told of it."""
         return Rows(self.sizes, self.places)
+
+    def part(self, first: int, last: int) -> Layout:
+        """Some neighbouring steps, whose rows stay where they are in this batch; there is no padding among them."""
+        sizes, begin = self.sizes[first:last], self._offsets[first]
+        made = Layout(sizes, sizes[0])
+        made.places = self.places[begin : begin + made.count]
+        return made
+
+    @cached_property
+    def _offsets(self) -> list[int]:
+        """Where the packed rows of each step begin, and where the last one's end."""
+        return [0, *accumulate(self.sizes)]
 
     @property
     def unequal(self) -> bool:

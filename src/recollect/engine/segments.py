@@ -9,9 +9,10 @@ unsegmented ones to rounding.
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Sequence
-from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -19,6 +20,7 @@ from recollect.cells.cell import Cell
 from recollect.engine.calls import backward, forward, prepare
 from recollect.engine.layout import Layout
 from recollect.engine.llvm.problem import Problem
+from recollect.engine.readable import readable
 from recollect.engine.reference import Direction, Extras, Weights
 from recollect.errors import NotYetError
 
@@ -36,31 +38,9 @@ def steps_of(problem: Problem, wanted: int | str) -> int:
     return max(1, _SEGMENT // each)
 
 
-class _Segment(NamedTuple):
-    """Some neighbouring steps, as packed rows.
-
-    Attributes:
-        layout: of these rows.
-        rows: which rows of the flattened batch they are.
-    """
-
-    layout: Layout
-    rows: slice | torch.Tensor
-
-    @property
-    def in_order(self) -> bool:
-        """Whether its rows follow each other in the batch."""
-        return isinstance(self.rows, slice)
-
-
-def _cut(layout: Layout, steps: int, *, reverse: bool) -> list[_Segment]:
+def _cut(layout: Layout, steps: int, *, reverse: bool) -> list[Layout]:
     """The segments in the order in which a layer runs through them."""
-    offsets, in_order = [0, *accumulate(layout.sizes)], layout.packed or (layout.dense and not layout.batch_first)
-    found = []
-    for first in range(0, len(layout.sizes), steps):
-        sizes = layout.sizes[first : first + steps]
-        rows = slice(offsets[first], offsets[first + len(sizes)])
-        found.append(_Segment(Layout(sizes, sizes[0]), rows if in_order else torch.from_numpy(layout.places[rows])))
+    found = [layout.part(first, first + steps) for first in range(0, len(layout.sizes), steps)]
     return found[::-1] if reverse else found
 
 
@@ -84,19 +64,13 @@ class Segmented(torch.autograd.Function):
         ctx.batch = layout.batch
         given = tensors[5 : 5 + len(cell.states)]
         states = [x.new_zeros(1, ctx.batch, hidden) if each is None else each.clone() for each in given]
-        ctx.starts = []
+        ctx.starts, own = [], readable(tensors)
         for segment in ctx.segments:
-            active = segment.layout.batch
-            ctx.starts.append([state[:, :active].clone() for state in states])
-            problems, own, added = _of_segment(ctx, tensors, segment, ctx.starts[-1])
-            # Where rows follow each other they are written in place.
-            parts = [each.flatten(0, -2)[segment.rows] for each in outputs] if segment.in_order else None
-            [(found, final, _)] = forward(problems, own, [added], save=False, outputs=parts)
-            if parts is None:
-                for into, part in zip(outputs, found, strict=True):
-                    into.flatten(0, -2)[segment.rows] = part
+            ctx.starts.append([state[:, : segment.batch].clone() for state in states])
+            problems, given, added = _of_segment(ctx, own, segment, ctx.starts[-1])
+            [(_, final, _)] = forward(problems, given, [added], save=False, outputs=outputs)
             for state, new in zip(states, final, strict=True):
-                state[:, :active] = new
+                state[:, : segment.batch] = new
         ctx.save_for_backward(*tensors)
         return (*outputs, *states)
 
@@ -108,29 +82,23 @@ class Segmented(torch.autograd.Function):
                 remedy="checkpoint=None",
             )  # fmt: skip
         tensors, needed = ctx.saved_tensors, ctx.needs_input_grad[_BEFORE_TENSORS:]
-        x, hidden, count = tensors[0], tensors[2].shape[1], len(ctx.cell.states)
+        x, hidden, count, own = tensors[0], tensors[2].shape[1], len(ctx.cell.states), readable(tensors)
         wanted = len(grads) - count
-        douts = [None if grad is None else grad.flatten(0, -2) for grad in grads[:wanted]]
+        douts = readable(grads[:wanted])
         dstates = [x.new_zeros(1, ctx.batch, hidden) if grad is None else grad.clone() for grad in grads[wanted:]]
         dx = ctx.make(x.shape) if needed[0] else None
         sums: list[torch.Tensor | None] = [None] * len(tensors)
         every = [*needed[:5], *[True] * count, *needed[5 + count :]]
         for segment, starts in zip(reversed(ctx.segments), reversed(ctx.starts), strict=True):
-            active = segment.layout.batch
-            problems, own, added = _of_segment(ctx, tensors, segment, starts)
-            [(_, _, memory)] = forward(problems, own, [added], save=True)
-            leaving = [
-                *(None if each is None else each[segment.rows] for each in douts),
-                *(each[:, :active] for each in dstates),
-            ]
-            found = backward(problems, [memory], own, [added], every, leaving)
-            for place, grad in enumerate(found):
+            problems, given, added = _of_segment(ctx, own, segment, starts)
+            [(_, _, memory)] = forward(problems, given, [added], save=True, outputs=_unread(x, hidden, wanted))
+            leaving = [*douts, *(each[:, : segment.batch] for each in dstates)]
+            found = backward(problems, [memory], given, [added], every, leaving, dx=dx)
+            for place, grad in enumerate(found[1:], 1):
                 if grad is None:
                     continue
-                if place == 0 and dx is not None:
-                    dx.flatten(0, -2)[segment.rows] = grad
-                elif 5 <= place < 5 + count:
-                    dstates[place - 5][:, :active] = grad
+                if 5 <= place < 5 + count:
+                    dstates[place - 5][:, : segment.batch] = grad
                 else:
                     before = sums[place]
                     sums[place] = grad if before is None else before + grad  # not in place: biases may share theirs
@@ -141,20 +109,22 @@ class Segmented(torch.autograd.Function):
         )
 
 
+def _unread(x: torch.Tensor, hidden: int, count: int) -> list[torch.Tensor]:
+    """Room for outputs in the layout of x that nobody reads: only what is written to takes memory, until it dies."""
+    shape = (count, *x.shape[:-1], hidden)
+    memory = mmap.mmap(-1, math.prod(shape) * x.itemsize)  # not the heap, which keeps what was once written to
+    return list(torch.frombuffer(memory, dtype=x.dtype).view(shape))
+
+
 _BEFORE_TENSORS = 4  # arguments of Segmented.forward before the tensors
 
 
 def _of_segment(
-    ctx: Any, tensors: Sequence[Any], segment: _Segment, starts: Sequence[torch.Tensor]
+    ctx: Any, tensors: Sequence[Any], segment: Layout, starts: Sequence[torch.Tensor]
 ) -> tuple[list[Problem], list[Any], Extras]:
-    """The problem, the tensors and the additions of one segment."""
+    """The problem, the tensors and the additions of one segment, whose rows stay where they are in the batch."""
     x, ih, hh, bias_ih, bias_hh, *rest = tensors
-    extras, rows, active = ctx.extras, segment.rows, segment.layout.batch
-    added = extras._replace(
-        checkpoint=None,
-        feed_mask=None if extras.feed_mask is None else extras.feed_mask[:active],
-        keep=[each.flatten(0, -2)[rows] if each.dim() > 1 else each for each in extras.keep],
-    )
+    mask = ctx.extras.feed_mask
+    added = ctx.extras._replace(checkpoint=None, feed_mask=None if mask is None else mask[: segment.batch])
     weights = Weights(ih, hh, bias_ih, bias_hh, None, rest[len(starts) :])
-    own = x.flatten(0, -2)[rows]
-    return *prepare(ctx.cell, own, segment.layout, [Direction(starts, weights, added, ctx.reverse, "")]), added
+    return *prepare(ctx.cell, x, segment, [Direction(starts, weights, added, ctx.reverse, "")]), added
