@@ -66,26 +66,28 @@ def test_weights_that_are_fetched_ahead_keep_every_bit(under, monkeypatch, name,
     x = torch.randn(3, 37, 300, requires_grad=True)
 
     def results(wanted):
-        monkeypatch.setattr(Problem, "_fetch_ahead", lambda *_: wanted)
+        monkeypatch.setattr(Problem, "_fetching", lambda *_: wanted)
         calls.sized_problem.cache_clear()
         y, _ = layer(x)
         return [y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])]
 
-    plain = under(division, lambda: results(0))
-    fetching = under(division, lambda: results(1))
+    plain = under(division, lambda: results(False))
+    fetching = under(division, lambda: results(True))
     calls.sized_problem.cache_clear()
     assert all(map(torch.equal, fetching, plain))
 
 
 def test_weights_are_fetched_ahead_where_they_are_many():
-    def ahead(batch, inputs, hidden, division):
-        kernels = calls.kernels_of(cells.lstm, torch.float32, Variant())
-        made = Problem(kernels, inputs, hidden, batch, False, 8, False, division, team())
-        return [one.prepared({})[one.slot("fetch_ahead")] for one in (made.train, made.backward)]
+    kernels = calls.kernels_of(cells.lstm, torch.float32, Variant())
 
-    assert ahead(16, 256, 1024, Division(2, True)) == [1, 1]
-    assert ahead(1, 256, 1024, Division(2, True)) == [0, 0]  # the one block of rows streams them itself
-    assert ahead(64, 64, 256, Division(2, False)) == [0, 0]
+    def ahead(batch, inputs, hidden, division):
+        made = Problem(kernels, inputs, hidden, batch, False, 8, False, division, team())
+        ways = kernels.forward(made.tiling, save=True, fetching=True), kernels.backward(made.tiling, fetching=True)
+        return [one.address == way.address for one, way in zip((made.train, made.backward), ways, strict=True)]
+
+    assert ahead(16, 256, 1024, Division(2, True)) == [True, True]
+    assert ahead(1, 256, 1024, Division(2, True)) == [False, False]  # the one block of rows streams them itself
+    assert ahead(64, 64, 256, Division(2, False)) == [False, False]
 
 
 def test_units_are_divided_where_weights_are_large_and_rows_few():

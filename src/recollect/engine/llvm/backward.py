@@ -25,6 +25,8 @@ dL/dh and dx take pairs along a row. For the sums over rows a stage of its own, 
 
 from __future__ import annotations
 
+from functools import partial
+
 from recollect.engine.llvm.derivatives import Derivatives
 from recollect.engine.llvm.kernel import (
     Kernel,
@@ -95,11 +97,18 @@ def chunk_rows(tiling: Tiling, columns: int) -> int:
     return min(max(_CHUNK_BYTES // each, _FEWEST_ROWS), _MOST_ROWS)
 
 
-def write(plan: Plan, tiling: Tiling, *, watched: bool = False) -> Kernel:
-    """Write the kernel; if it is ``watched`` it also leaves dL/ds of each state at each step."""
+def write(plan: Plan, tiling: Tiling, *, watched: bool = False, fetching: bool = False) -> Kernel:
+    """Write the kernel; if it is ``watched`` it also leaves dL/ds of each state at each step.
+
+    ``fetching`` fetches weights ahead.
+    """
     kernel = Kernel(tiling, (*sizes(tiling), *addresses(plan, tiling, watched=watched)))
     pack = _write_pack(kernel, plan)
-    writers = (_write_steps, *((_write_paired,) if tiling.bfloat16 else ()), _write_products)
+    writers = (
+        partial(_write_steps, fetching=fetching),
+        *((_write_paired,) if tiling.bfloat16 else ()),
+        _write_products,
+    )
     stages = [write_stage(kernel, plan) for write_stage in writers]
     packing = kernel.entry("pack_weights")
     kernel.run(packing, pack, kernel.threads_to_pack(packing, len(plan.gates)))
@@ -148,9 +157,9 @@ def _write_pack(kernel: Kernel, plan: Plan) -> Emitter:
     return e
 
 
-def _write_steps(kernel: Kernel, plan: Plan) -> Emitter:
+def _write_steps(kernel: Kernel, plan: Plan, *, fetching: bool) -> Emitter:
     wide = kernel.tiling.hidden_wide
-    tile = Tile(kernel, "carry", wide, [Run(0, wide)], fetching=True)
+    tile = Tile(kernel, "carry", wide, [Run(0, wide)], fetching=fetching)
     e = kernel.stage("steps")
     hidden, width, grad_width = (kernel.slot(e, name) for name in ("hidden", "width", "grad_width"))
     chunk, stride = kernel.pointer(e, "chunk"), kernel.slot(e, "chunk_stride")
@@ -160,7 +169,6 @@ def _write_steps(kernel: Kernel, plan: Plan) -> Emitter:
     columns = wide * e.lanes
     first_row, _ = _chunk_rows(e, kernel)
     share, piece, derivatives = Share(e, kernel), kernel.slot(e, "piece"), Derivatives(e, kernel, plan)
-    ahead = Ahead.shared(e, share.ahead, columns, share.count)
     # A thread's units are those of its panels of dL/dh, so what it derives from these it has summed itself.
     first_panel, last_panel = share.of_units((hidden + (columns - 1)) // columns)
     own = first_panel * columns, e.least(last_panel * columns, grad_width)
@@ -182,10 +190,13 @@ def _write_steps(kernel: Kernel, plan: Plan) -> Emitter:
         ):
             place = (e.at(dh, start * grad_width + panel * columns), grad_width)
             a = e.at(drec, (step.row - first_row + start) * stride + begin)
+            ahead = None
+            if fetching:
+                next_piece = e.at(packed, (panel * gates + end) * columns)
+                ahead = Ahead.share(e, next_piece, columns, end - begin, block, share.count)
             tile.call(
                 e, rows, place, place, (a, stride, end - begin, e.at(packed, (panel * gates + begin) * columns)),
                 ahead=ahead,
-                share=e.at(packed, (panel * gates + end) * columns + block * (end - begin) * ahead.step),
             )  # fmt: skip
         if plan.resets:
             _write_restarts(e, kernel, plan, step, share, own)

@@ -65,10 +65,10 @@ def addresses(plan: Plan, tiling: Tiling) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def write(plan: Plan, tiling: Tiling, *, save: bool) -> Kernel:
-    """Write the kernel; ``save`` keeps what the backward pass needs."""
+def write(plan: Plan, tiling: Tiling, *, save: bool, fetching: bool = False) -> Kernel:
+    """Write the kernel; ``save`` keeps what the backward pass needs, ``fetching`` fetches weights ahead."""
     kernel = Kernel(tiling, (*sizes(tiling), *addresses(plan, tiling)))
-    pack, steps = _write_pack(kernel, plan), _write_steps(kernel, plan, save=save)
+    pack, steps = _write_pack(kernel, plan), _write_steps(kernel, plan, save=save, fetching=fetching)
     e = kernel.entry("forward")
     # Its two halves can be called alone: whoever goes on step by step, or chunk by chunk, packs once.
     for name, stage in (("pack_weights", pack), ("advance", steps)):
@@ -170,13 +170,13 @@ def _write_pack_units(kernel: Kernel) -> ir.Function:
     return e.function
 
 
-def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
+def _write_steps(kernel: Kernel, plan: Plan, *, save: bool, fetching: bool) -> Emitter:
     tiling, block, group = kernel.tiling, kernel.tiling.block, kernel.tiling.group
     parts, count = tiling.unit_vectors, len(plan.accumulators)
     (first_x, last_x), (first_h, last_h) = plan.input_range, plan.recurrent_range
     runs = [Run(first_x * parts, last_x * parts, placed=not tiling.bfloat16), Run(first_h * parts, last_h * parts)]
     columns = [place * group + part * tiling.lanes for place in range(count) for part in range(parts)]
-    tile = Tile(kernel, "tile", count * parts, runs, columns=columns, fetching=True)
+    tile = Tile(kernel, "tile", count * parts, runs, columns=columns, fetching=fetching)
 
     e = kernel.stage("steps")
     wide = e.wide(parts * tiling.group_blocks)  # a vector of all units of a group
@@ -247,7 +247,6 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
             there_and_back(e, first_group, last_group, step.index) as which_group,
         ):
             units = which_group * group
-            ahead = Ahead.shared(e, share.ahead, row_lengths[1], slab.count)
             with (
                 e.loop(0, tiling.group_blocks) as unit_block,
                 e.when(units + unit_block * block < hidden),
@@ -264,14 +263,16 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool) -> Emitter:
                 init = (e.choose(is_first, biases, out[0]), e.choose(is_first, none, out[1]))
                 x_from, x_end = e.least(begin, operands.inputs), e.least(end, operands.inputs)
                 h_from, h_end = begin - x_from, end - x_end
-                next_piece = e.at(weights, x_end * row_lengths[0] + h_end * row_lengths[1])
+                ahead = None
+                if fetching:
+                    next_piece = e.at(weights, x_end * row_lengths[0] + h_end * row_lengths[1])
+                    ahead = Ahead.share(e, next_piece, max(row_lengths), end - begin, which, slab.count)
                 row_of_h = operands.h(which, set_in + first, h_from)
                 tile.call(
                     e, rows, out, init,
                     (*operands.x(which, x_from), x_end - x_from, e.at(weights, x_from * row_lengths[0])),
                     (*row_of_h, h_end - h_from, e.at(weights, before + h_from * row_lengths[1])),
-                    places=e.integer_at(places, step.row + start),
-                    ahead=ahead, share=e.at(next_piece, which * (end - begin) * ahead.step),
+                    places=e.integer_at(places, step.row + start), ahead=ahead,
                 )  # fmt: skip
             mask = wide.mask(hidden - units)
             for wave in plan.waves.graphs:

@@ -20,7 +20,7 @@ from recollect.engine.plan import Plan
 COMMON = (
     *SLOTS,
     "threads", "parallel", "thread_num", "num_threads", "yield_thread", "meeting",
-    "inputs", "hidden", "width", "blocks", "block_rows", "by_units", "fetch_ahead", "backward_in_time",
+    "inputs", "hidden", "width", "blocks", "block_rows", "by_units", "backward_in_time",
 )  # fmt: skip
 _MANY_WEIGHTS = 1 << 18  # copied in about the time that it takes to wake a thread on a busy machine
 APART = 16  # integers: two cache lines, which some machines fetch together
@@ -206,7 +206,6 @@ class Share:
     Attributes:
         by_units: it is some of the units.
         count: blocks of rows.
-        ahead: whether weights are worth fetching ahead.
     """
 
     def __init__(self, e: Emitter, kernel: Kernel) -> None:
@@ -219,7 +218,6 @@ class Share:
             e.choose(self.by_units, threads, one),
         )
         blocks = kernel.slot(e, "blocks")
-        self.ahead = kernel.slot(e, "fetch_ahead").compare("!=", 0)
         each = (blocks + row_threads - 1) // row_threads
         self._first = e.least(row_thread * each, blocks)
         self.count = e.least(self._first + each, blocks) - self._first

@@ -62,14 +62,16 @@ class Kernels:
         """How a layer of these sizes is cut into tiles."""
         return make_tiling(self.plan, host(), self.dtype, inputs, hidden, bfloat16=self._bfloat16)
 
-    def forward(self, tiling: Tiling, *, save: bool) -> Function:
-        """The forward pass; with ``save`` it keeps what the backward pass reads."""
-        return self._get(("forward", save, tiling.unit_vectors, tiling.group_blocks), tiling)
+    def forward(self, tiling: Tiling, *, save: bool, fetching: bool = False) -> Function:
+        """The forward pass; with ``save`` it keeps what the backward pass reads, ``fetching`` weights ahead."""
+        kind = ("fetching",) if fetching else ()
+        return self._get(("forward", save, tiling.unit_vectors, tiling.group_blocks, *kind), tiling)
 
-    def backward(self, tiling: Tiling, *, watched: bool = False) -> Function:
+    def backward(self, tiling: Tiling, *, watched: bool = False, fetching: bool = False) -> Function:
         """The backward pass; if it is ``watched`` it also leaves dL/ds of each state at each step."""
         sizes = (tiling.hidden_wide, tiling.input_wide, tiling.unit_vectors)
-        return self._get(("backward", *sizes, *(("watched",) if watched else ())), tiling)
+        kind = [name for name, wanted in (("watched", watched), ("fetching", fetching)) if wanted]
+        return self._get(("backward", *sizes, *kind), tiling)
 
     def _get(self, key: tuple[object, ...], tiling: Tiling) -> Function:
         found = self._functions.get(key)
@@ -87,9 +89,9 @@ class Kernels:
         entry = cache.load(place)
         if entry is None:
             if name == "forward":
-                kernel = forward.write(self.plan, tiling, save=bool(key[1]))
+                kernel = forward.write(self.plan, tiling, save=bool(key[1]), fetching="fetching" in key)
             else:
-                kernel = backward.write(self.plan, tiling, watched="watched" in key)
+                kernel = backward.write(self.plan, tiling, watched="watched" in key, fetching="fetching" in key)
             # With its slots, so that a kernel from the disk is called without being written.
             entry = " ".join(kernel.slots).encode() + b"\n" + compile_module(str(kernel.module), machine)
             cache.store(place, entry)

@@ -182,10 +182,10 @@ class Problem:
         """What a step of all rows adds to the memory that `kept` divides."""
         return self.batch * self.width * (len(self.plan.states) + self.plan.saved) * SIZE[self.tiling.dtype]
 
-    def _fetch_ahead(self, blocks: int, weights: int) -> int:
+    def _fetching(self, blocks: int, weights: int) -> bool:
         """Whether tiles fetch so many packed weights ahead: where these are many, for several blocks of rows."""
         of_thread = weights * SIZE[self.tiling.dtype] // (self.division.threads if self.division.by_units else 1)
-        return int(blocks > self.division.row_threads and of_thread > _FAR)
+        return blocks > self.division.row_threads and of_thread > _FAR
 
     def _piece(self, blocks: int, vectors: int, count: int) -> int:
         """How many k to take at once: all of them where no second block of rows would find them in the cache."""
@@ -243,10 +243,12 @@ class Problem:
         piece = self._piece(blocks["blocks"], vectors, inputs + hidden)
         sizes = self._common | blocks | {
             "rows_of_set": rows_of_set, "piece": piece,
-            "fetch_ahead": self._fetch_ahead(blocks["blocks"], width * per_unit),
             "rounded_length": length, "rounded_of_thread": of_thread,
         }  # fmt: skip
-        return Pass(self.kernels.forward(tiling, save=save), sizes, forward.addresses(plan, tiling), parts)
+        fetching = self._fetching(blocks["blocks"], width * per_unit)
+        return Pass(
+            self.kernels.forward(tiling, save=save, fetching=fetching), sizes, forward.addresses(plan, tiling), parts
+        )
 
     @property
     def backward(self) -> Pass:
@@ -288,12 +290,13 @@ class Problem:
         blocks = self._blocks(tiling.rows(tiling.hidden_wide))
         piece = self._piece(blocks["blocks"], tiling.hidden_wide, gates)
         sizes = self._common | blocks | {
-            "piece": piece, "fetch_ahead": self._fetch_ahead(blocks["blocks"], self.hidden * gates),
+            "piece": piece,
             "chunk_steps": chunk_steps, "chunk_stride": stride, "paired_stride": paired_stride,
             "columns": self.columns, "grad_width": self.grad_width,
         }  # fmt: skip
         names = backward.addresses(plan, tiling, watched=watched)
-        return Pass(self.kernels.backward(tiling, watched=watched), sizes, names, parts)
+        fetching = self._fetching(blocks["blocks"], self.hidden * gates)
+        return Pass(self.kernels.backward(tiling, watched=watched, fetching=fetching), sizes, names, parts)
 
 
 @lru_cache(maxsize=128)

@@ -35,18 +35,19 @@ class Ahead:
     For weights that no near cache holds from one step to the next: the first tile of a piece would wait for each line.
 
     Attributes:
-        wanted: whether they do; otherwise it would only cost.
+        start: where this tile's share begins.
         step: how many numbers further on to fetch with each term.
     """
 
-    wanted: Value
+    start: Value
     step: Value
 
     @classmethod
-    def shared(cls, e: Emitter, wanted: Value, row_length: Value | int, tiles: Value) -> Ahead:
-        """By so many tiles for each piece, whose packed rows are at most so long."""
+    def share(cls, e: Emitter, next_piece: Value, row_length: int, terms: Value, which: Value, tiles: Value) -> Ahead:
+        """That of one of so many ``tiles`` of a piece of ``terms``, whose packed rows are at most so long."""
         tiles = e.most(tiles, e.integer(1))
-        return cls(wanted, (tiles + (row_length - 1)) // tiles)
+        step = (tiles + (row_length - 1)) // tiles
+        return cls(e.at(next_piece, which * terms * step), step)
 
 
 class Tile:
@@ -60,7 +61,7 @@ class Tile:
         masked: ``init`` and ``out`` are only as wide as told.
         placed: row r of ``init`` and ``out`` is at its place in a table.
         columns: where in a row of ``init`` and ``out`` each vector is; one after the other if None.
-        fetching: it is also written in a form that fetches what comes `Ahead`.
+        fetching: each call is told what to fetch `Ahead`.
     """
 
     def __init__(
@@ -78,17 +79,16 @@ class Tile:
         self.rows, self.vectors, self.masked, self.placed = kernel.tiling.rows(vectors), vectors, masked, placed
         self._products = kernel.products
         self._columns = columns or [v * kernel.tiling.lanes for v in range(vectors)]
+        self._fetching = fetching
         # out, its stride, init, its stride, columns, the table of places; per run: a, its stride, k, w; what to fetch
         # and how much further on with each k.
         types = [POINTER, I64, POINTER, I64, I64, POINTER] + [POINTER, I64, I64, POINTER] * len(runs)
-        heights = range(1, self.rows + 1)
-        self._functions = [self._write(kernel.function(f"{name}_{height}", *types), height, runs) for height in heights]
-        self._fetching = [
-            self._write(kernel.function(f"{name}_{height}_fetching", *types, POINTER, I64), height, runs, fetching=True)
-            for height in (heights if fetching else ())
+        types += [POINTER, I64] if fetching else []
+        self._functions = [
+            self._write(kernel.function(f"{name}_{height}", *types), height, runs) for height in range(1, self.rows + 1)
         ]
 
-    def _write(self, e: Emitter, height: int, runs: Sequence[Run], *, fetching: bool = False) -> ir.Function:
+    def _write(self, e: Emitter, height: int, runs: Sequence[Run]) -> ir.Function:
         # By itself, its loop has all registers: inlined, addresses of what surrounds it would crowd the stack.
         e.function.attributes.add("noinline")
         out, out_stride, init, init_stride, columns, table = e.arguments[:6]
@@ -115,7 +115,7 @@ class Tile:
                 place = k * a_stride if run.down else k
                 if run.down:  # each k is on another line, often on another page: no processor foresees that
                     e.prefetch(rows[0], (k + _AHEAD) * a_stride)
-                if fetching:
+                if self._fetching:
                     e.prefetch(next_piece, k * further, later=True)
                 # Loaded where first needed: those of the shorter side stay, those of the longer one pass by.
                 order = [(r, v) for r in range(height) for v in range(run.first, run.last)]
@@ -129,7 +129,7 @@ class Tile:
                     if v not in vectors:
                         vectors[v] = e.load(weights, (v - run.first) * e.lanes)
                     total[r, v].set(self._products.multiply_add(e, numbers[r], vectors[v], total[r, v].get()))
-            if fetching:
+            if self._fetching:
                 next_piece = e.at(next_piece, count * further)
 
         for r, v in grid:
@@ -151,7 +151,6 @@ class Tile:
         columns: Value | None = None,
         places: Value | None = None,
         ahead: Ahead | None = None,
-        share: Value | None = None,
     ) -> None:
         """Call the tile of the right height.
 
@@ -161,22 +160,12 @@ class Tile:
             runs: for each, a, its stride, the number of terms, and w.
             columns: how many columns ``out`` has left, where the tile is masked.
             places: the table of places, from the first row on, where something is placed.
-            ahead, share: how a tile that is ``fetching`` does, and where its share begins.
+            ahead: what a tile that is ``fetching`` fetches.
         """
         flat = [value for run in runs for value in run]
         table = places or out[0]  # which is not read then
-        arguments = (*out, *init, columns or e.integer(0), table, *flat)
-        if ahead is None or share is None:
-            self._call(e, self._functions, rows, *arguments)
-            return
-        with e.builder.if_else(ahead.wanted.ir) as (fetching, plain):
-            with fetching:
-                self._call(e, self._fetching, rows, *arguments, share, ahead.step)
-            with plain:
-                self._call(e, self._functions, rows, *arguments)
-
-    def _call(self, e: Emitter, functions: Sequence[ir.Function], rows: Value, *arguments: Value) -> None:
-        for height, function in enumerate(functions, 1):
+        arguments = (*out, *init, columns or e.integer(0), table, *flat, *((ahead.start, ahead.step) if ahead else ()))
+        for height, function in enumerate(self._functions, 1):
             with e.when(rows.compare("==", height)):
                 e.call(function, *arguments)
 
