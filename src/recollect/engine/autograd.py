@@ -26,6 +26,20 @@ def obstacle(x: torch.Tensor) -> str | None:
     return _foreign(x) or transformed(x)
 
 
+def serves(x: Any) -> bool:
+    """Whether it is a tensor for which there is no `obstacle`, in one look."""
+    return (
+        not torch.compiler.is_compiling()
+        and (type(x) is torch.Tensor or type(x) is torch.nn.Parameter)
+        and x.is_cpu
+        and x.dtype in DTYPES
+        and torch._C._get_tracing_state() is None
+        and _functorch.peek_interpreter_stack() is None
+        and not _len_torch_dispatch_stack()
+        and forward_ad._current_level < 0
+    )
+
+
 def _foreign(x: torch.Tensor) -> str | None:
     if not x.is_cpu:
         return f"a tensor on {x.device}"
@@ -78,7 +92,7 @@ def run(cell: Cell, x: torch.Tensor, layout: Layout, directions: Sequence[Direct
             for states, weights, extras, reverse, _ in directions
         ]
     problems, tensors = prepare(cell, x, layout, directions)
-    extras = [each.extras for each in directions]
+    extras = [directions[0].extras] if len(directions) == 1 else [each.extras for each in directions]
     if not (torch.is_grad_enabled() and _any_requires_grad(tensors)):
         return [(tuple(out), tuple(final)) for out, final, _ in forward(problems, tensors, extras, save=False)]
     checkpoint = extras[0].checkpoint

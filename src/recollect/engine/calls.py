@@ -23,6 +23,7 @@ from recollect.engine.reference import PLAIN, Direction, Extras
 from recollect.engine.watched import Watched
 
 _Result = TypeVar("_Result")
+_address = torch.Tensor.data_ptr
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 
@@ -91,8 +92,6 @@ def _fed(extras: Extras, states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 def _given(problem: Problem, extras: Extras) -> tuple[list[int], list[torch.Tensor]]:
     """The arguments of the slots of `given_slots`, and the tensors that they point into."""
-    if extras is PLAIN:
-        return [], []
     hidden, arguments = problem.hidden, []
     alive = readable(extras.keep)
     for keep in alive:
@@ -177,7 +176,8 @@ def forward(
 
 def new_outputs(problem: Problem, x: torch.Tensor) -> list[torch.Tensor]:
     """Room for the outputs of one direction."""
-    return [x.new_empty((*x.shape[:-1], problem.hidden)) for _ in problem.plan.outputs]
+    shape = (*x.shape[:-1], problem.hidden)
+    return list(map(x.new_empty, [shape] * len(problem.plan.outputs)))
 
 
 def forward_part(
@@ -198,9 +198,9 @@ def forward_part(
         starts = [problem.zeros] * len(plan.states)
     else:
         initial = _fed(extras, initial)
-        starts = [each.data_ptr() for each in initial]
-    final = [x.new_empty((1, batch, width)) for _ in plan.states]
-    given, alive = _given(problem, extras)
+        starts = map(_address, initial)
+    final = list(map(x.new_empty, [(1, batch, width)] * len(plan.states)))
+    given, alive = ((), ()) if extras is PLAIN else _given(problem, extras)
     kernel = problem.train if save else problem.infer
     scratch = Buffer(x.dtype, kernel.parts)
     kept = Buffer(x.dtype, problem.kept, memory) if save else None
@@ -212,10 +212,10 @@ def forward_part(
         0 if bias_hh is None else bias_hh.data_ptr(),
         *scratch.addresses,
         *(kept.addresses if kept else [0] * (len(plan.states) + 1)),
-        *[each.data_ptr() for each in outputs],
+        *map(_address, outputs),
         *starts,
-        *[each.data_ptr() for each in final],
-        *[each.data_ptr() for each in vectors],
+        *map(_address, final),
+        *map(_address, vectors),
         *given,
     )
     yield kernel, kernel.arguments(addresses, problem.rows.values)
@@ -303,13 +303,13 @@ def backward_part(
         if grad is not None:
             dstates[place, :, :hidden] = grad[0]
     restarts = torch.zeros_like(dstates) if plan.resets else None
-    grads_at = [each.data_ptr() for each in (dstates, restarts) if each is not None]
+    grads_at = [_address(each) for each in (dstates, restarts) if each is not None]
     of_state = problem.batch * problem.grad_width * x.itemsize
     sums = x.new_zeros(problem.sums)
     dw_ih, dw_hh = (torch.empty_like(w) if needed[0] or needed[1] else None for w in (weight_ih, weight_hh))
     zeros = x.new_zeros(hidden) if any(grad is None for grad in grads[:wanted]) else x
     doutputs = [zeros if grad is None else grad for grad in readable(grads[:wanted])]
-    given, alive = _given(problem, extras)
+    given, alive = ((), ()) if extras is PLAIN else _given(problem, extras)
     watched = extras.watched
     kernel = problem.backward if watched is None else problem.watched_backward
     leaving = None if watched is None else Buffer(x.dtype, problem.leaving)
@@ -323,10 +323,10 @@ def backward_part(
         0 if dw_hh is None else dw_hh.data_ptr(),
         sums.data_ptr(),
         *memory.addresses,
-        *[each.data_ptr() for each in doutputs],
+        *map(_address, doutputs),
         *[0 if each is zeros else hidden for each in doutputs],
         *[first + of_state * place for first in grads_at for place in range(len(plan.states))],
-        *[each.data_ptr() for each in rest[count:]],
+        *map(_address, rest[count:]),
         *given,
         *(() if leaving is None else leaving.addresses),
         *scratch.addresses,

@@ -239,12 +239,12 @@ def run_layers(
 
 def _on_llvm(x: torch.Tensor, direction: Direction) -> bool:
     """Whether llvm is what serves such a layer, without asking why."""
-    return (
-        _attention.get() is None
-        and _forced in ("auto", "llvm")
-        and direction.weights.hr is None
-        and autograd.obstacle(x) is None
-    )
+    return are_kernels_chosen() and direction.weights.hr is None and autograd.serves(x)
+
+
+def are_kernels_chosen() -> bool:
+    """Whether llvm runs whatever it serves: nobody looks on, and no other backend is forced."""
+    return _attention.get() is None and _forced in ("auto", "llvm")
 
 
 def _warn_once(choice: Choice) -> None:

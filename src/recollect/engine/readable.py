@@ -15,10 +15,11 @@ from recollect.errors import InputError
 
 def readable(tensors: Sequence[Any]) -> list[Any]:
     """The tensors with their numbers in memory as a kernel reads them; None stays None."""
-    return [
-        each if each is None or (each.is_contiguous() and not each.is_neg()) else each.contiguous().resolve_neg()
-        for each in tensors
-    ]
+    found = list(tensors)
+    for place, each in enumerate(found):
+        if each is not None and (not each.is_contiguous() or each.is_neg()):
+            found[place] = each.contiguous().resolve_neg()
+    return found
 
 
 def check_readable(

@@ -13,9 +13,12 @@ from torch.nn.utils.rnn import PackedSequence
 
 from recollect.cells.cell import Cell
 from recollect.engine import dispatch
+from recollect.engine.autograd import run, serves
+from recollect.engine.layout import dense
 from recollect.engine.masks import Masks
 from recollect.engine.plan import Variant
 from recollect.engine.precision import is_bfloat16
+from recollect.engine.reference import PLAIN, Direction, Weights
 from recollect.errors import InputError, NotYetError
 from recollect.nn import compiled
 from recollect.nn.checks import (
@@ -212,6 +215,10 @@ class Recurrent(nn.Module):
         Raises:
             InputError: a shape, dtype, device, state or length does not fit.
         """
+        if state is None and lengths is None and resets is None and not return_states:
+            results = self._run_plain(x)
+            if results is not None:
+                return results
         parameters = self._flat_weights()
         self._check_input(x, parameters[0])
         batch: Any = x  # a tensor or a PackedSequence, from here on as the parameters need it
@@ -229,16 +236,46 @@ class Recurrent(nn.Module):
         initial = self._initial_states(state, batch, rows, unbatched=unbatched)
         noise = self._noise(batch, rows)
         arguments = (self._stack(return_states, parameters[0].dtype), batch, lengths, flags, initial, parameters, noise)
-        run: Any = compiled.run if torch.compiler.is_compiling() else Stack.run
+        run_stack: Any = compiled.run if torch.compiler.is_compiling() else Stack.run
         if autocast:
             with without_autocast(rows_of(batch)):
-                outputs, final = run(*arguments)
+                outputs, final = run_stack(*arguments)
         else:
-            outputs, final = run(*arguments)
+            outputs, final = run_stack(*arguments)
         if unbatched:
             outputs, final = [each.squeeze(axis) for each in outputs], [each.squeeze(1) for each in final]
         results = (outputs[0], _one_or_all(final))
         return (*results, _one_or_all(outputs)) if return_states else results
+
+    def _run_plain(self, x: Any) -> Any:
+        """What `forward` returns for a call that adds nothing to one layer in one direction, or None for another call.
+
+        Those are most calls by far, and a small layer's kernels take less time than the long way to them.
+        """
+        if (
+            not serves(x)  # nor does it while a compiler follows this, so that it need not read on
+            or self.num_layers > 1
+            or self.bidirectional
+            or self.proj_size
+            or self.learned_initial_state
+            or self.checkpoint is not None
+            or any(self.zoneout)
+            or (self.training and self.recurrent_dropout)
+            or not dispatch.are_kernels_chosen()
+        ):
+            return None
+        ih, hh, *rest = self._flat_weights()
+        shape = x.shape
+        if len(shape) != 3 or shape[2] != self.input_size or 0 in shape or is_bfloat16(x.dtype):
+            return None
+        if x.dtype != ih.dtype or not ih.is_cpu:
+            return None
+        bias_ih, bias_hh, *vectors = rest if self.bias else (None, None, *rest)
+        first, second, _ = shape
+        steps, batch = (second, first) if self.batch_first else (first, second)
+        direction = Direction(None, Weights(ih, hh, bias_ih, bias_hh, None, vectors), PLAIN, False, "l0")
+        [(outputs, final)] = run(self.cell, x, dense(batch, steps, batch_first=self.batch_first), [direction])
+        return outputs[0], _one_or_all(final)
 
     def _stack(self, all_states: bool, dtype: torch.dtype) -> Stack:
         return Stack(

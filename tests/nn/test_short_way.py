@@ -1,0 +1,94 @@
+"""A call that adds nothing to one layer in one direction takes a shorter way, and nobody can tell."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+
+from recollect import cells, nn
+from recollect.engine.autograd import obstacle, serves
+from recollect.nn import Recurrent
+
+
+@pytest.fixture
+def long_way(monkeypatch):
+    """Call a function with the short way closed."""
+
+    def call(function):
+        with monkeypatch.context() as patch:
+            patch.setattr(Recurrent, "_run_plain", lambda self, x: None)
+            return function()
+
+    return call
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("name", ["lstm", "gru", "rnn_tanh", "peephole_lstm"])
+def test_results_and_gradients_are_the_same(long_way, name, batch_first, bias):
+    layer = Recurrent(getattr(cells, name), 5, 7, batch_first=batch_first, bias=bias)
+    x = torch.randn(3, 4, 5, requires_grad=True)
+
+    def results():
+        y, state = layer(x)
+        final = state if isinstance(state, tuple) else (state,)
+        with torch.inference_mode():
+            inferred = layer(x)[0].clone()
+        return type(state), [y, *final, inferred, *torch.autograd.grad(y.sum(), [x, *layer.parameters()])]
+
+    assert layer._run_plain(x) is not None
+    (kind, short), (same_kind, long) = results(), long_way(results)
+    assert kind is same_kind
+    assert all(map(torch.equal, short, long))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_layers": 2},
+        {"bidirectional": True},
+        {"proj_size": 3},
+        {"learned_initial_state": True},
+        {"checkpoint": 2},
+        {"zoneout": 0.1},
+        {"recurrent_dropout": 0.1},
+    ],
+)
+def test_whatever_is_added_goes_the_long_way(settings):
+    assert nn.LSTM(5, 7, **settings)._run_plain(torch.randn(3, 4, 5)) is None
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.randn(3, 5),
+        torch.randn(3, 4, 6),
+        torch.randn(0, 4, 5),
+        torch.randn(3, 0, 5),
+        torch.randn(3, 4, 5, dtype=torch.float64),
+        torch.randint(3, (3, 4, 5)),
+        torch.randn(3, 4, 5, device="meta"),
+        [[1.0]],
+    ],
+)
+def test_so_does_whatever_is_unusual(x):
+    assert nn.LSTM(5, 7)._run_plain(x) is None
+
+
+def test_what_is_served_has_no_obstacle():
+    seen = []
+
+    def look(x):
+        seen.append((serves(x), obstacle(x)))
+        return x * 1.0
+
+    x = torch.randn(3, 4)
+    for kind in (torch.float32, torch.float64, torch.float16, torch.int64):
+        look(x.to(kind))
+    look(torch.randn(3, device="meta"))
+    torch.func.vmap(look)(x)
+    with forward_ad.dual_level():
+        look(x)
+    assert [served for served, _ in seen] == [True, True, *[False] * 5]
+    assert all(served == (why is None) for served, why in seen)
