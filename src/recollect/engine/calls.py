@@ -136,6 +136,8 @@ def result_of(part: Part[_Result]) -> _Result:
 
 def of_each(directions: int, values: Sequence[Any]) -> list[Any]:
     """The share of each direction, where one row has as many values for each, the first direction's first."""
+    if directions == 1:  # most calls by far
+        return [values]
     count = len(values) // directions
     return [values[first : first + count] for first in range(0, len(values), count)]
 
@@ -270,8 +272,8 @@ def backward(
         grads: those of the outputs and the final states of the first direction, then of the next.
         dx: room for the gradient of x, of the one direction that there is; new memory if None.
     """
-    found = readable(tensors)
-    own, wanted, leaving = (of_each(len(problems), each) for each in (found[1:], needed[1:], grads))
+    found, count = readable(tensors), len(problems)
+    own, wanted, leaving = of_each(count, found[1:]), of_each(count, needed[1:]), of_each(count, grads)
     each = zip(problems, memories, own, extras, wanted, leaving, strict=True)
     parts = []
     for problem, memory, own, added, wanted, its in each:
@@ -306,7 +308,9 @@ def backward_part(
     grads_at = [_address(each) for each in (dstates, restarts) if each is not None]
     of_state = problem.batch * problem.grad_width * x.itemsize
     sums = x.new_zeros(problem.sums)
-    dw_ih, dw_hh = (torch.empty_like(w) if needed[0] or needed[1] else None for w in (weight_ih, weight_hh))
+    dw_ih = dw_hh = None
+    if needed[0] or needed[1]:
+        dw_ih, dw_hh = torch.empty_like(weight_ih), torch.empty_like(weight_hh)
     zeros = x.new_zeros(hidden) if any(grad is None for grad in grads[:wanted]) else x
     doutputs = [zeros if grad is None else grad for grad in readable(grads[:wanted])]
     given, alive = ((), ()) if extras is PLAIN else _given(problem, extras)

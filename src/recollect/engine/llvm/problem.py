@@ -5,7 +5,6 @@ Kept from call to call, so that what is left to do for each is to fill in addres
 
 from __future__ import annotations
 
-import copy
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -167,8 +166,8 @@ class Problem:
 
     def along(self, rows: Rows) -> Problem:
         """The same for some rows, as a new object that shares everything else."""
-        made = copy.copy(self)
-        made.rows = rows
+        made = Problem.__new__(Problem)
+        made.__dict__.update(self.__dict__, rows=rows)
         return made
 
     def _blocks(self, tile_rows: int, apart: int = 0) -> dict[str, int]:
