@@ -329,9 +329,9 @@ def test_a_layer_that_trains_in_segments_is_refused():
 def test_a_call_that_is_not_watched_asks_for_no_kernel_that_is(monkeypatch):
     asked, own = [], Kernels.backward
 
-    def backward(kernels, tiling, *, watched):
+    def backward(kernels, tiling, *, watched, **ways):
         asked.append(watched)
-        return own(kernels, tiling, watched=watched)
+        return own(kernels, tiling, watched=watched, **ways)
 
     monkeypatch.setattr(Kernels, "backward", backward)
     layer = nn.LSTM(INPUTS, 7)  # a size of its own, whose kernels nobody has asked for

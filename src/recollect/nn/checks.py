@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
+from recollect.cells.cell import Cell
 from recollect.errors import InputError
 
 
@@ -34,6 +35,22 @@ def check_probability(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise InputError(f"{name} must be a probability", given=value, expected="0 to 1")
     return float(value)
+
+
+def check_projection(cell: Cell, hidden_size: int, proj_size: object) -> None:
+    """Raise InputError unless a layer of the cell can project its output to so many features, or 0 for none."""
+    if isinstance(proj_size, bool) or not isinstance(proj_size, int) or not 0 <= proj_size < hidden_size:
+        raise InputError(
+            "proj_size must be smaller than hidden_size", given=f"proj_size={proj_size}, hidden_size={hidden_size}",
+            expected="0 (no projection) to hidden_size - 1",
+        )  # fmt: skip
+    if proj_size and f"prev.{cell.states[0]}" in cell.graph.leaves:
+        raise InputError(
+            f"cell {cell.name!r} reads its own output, so the output cannot be projected",
+            given=f"proj_size={proj_size}, and a step that uses prev.{cell.states[0]} [B, H]",
+            expected="a cell such as the LSTM, whose output goes to W_hh only",
+            remedy="follow the layer with torch.nn.Linear",
+        )
 
 
 def check_checkpoint(value: object) -> int | str | None:

@@ -29,6 +29,7 @@ from recollect.nn.checks import (
     check_flags,
     check_input,
     check_probability,
+    check_projection,
     check_resets,
     check_sizes,
     check_states,
@@ -123,7 +124,7 @@ class Recurrent(nn.Module):
         check_flags(bias=bias, batch_first=batch_first, bidirectional=bidirectional,
                     learned_initial_state=learned_initial_state)  # fmt: skip
         check_dtype(dtype)
-        _check_projection(cell, hidden_size, proj_size)
+        check_projection(cell, hidden_size, proj_size)
         self.cell = cell
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.bidirectional = bias, batch_first, bidirectional
@@ -252,17 +253,11 @@ class Recurrent(nn.Module):
 
         Those are most calls by far, and a small layer's kernels take less time than the long way to them.
         """
-        if (
-            not serves(x)  # nor does it while a compiler follows this, so that it need not read on
-            or self.num_layers > 1
-            or self.bidirectional
-            or self.proj_size
-            or self.learned_initial_state
-            or self.checkpoint is not None
-            or any(self.zoneout)
-            or (self.training and self.recurrent_dropout)
-            or not dispatch.are_kernels_chosen()
-        ):
+        if not serves(x):  # first, as a compiler that follows this call stops here
+            return None
+        added = (self.bidirectional, self.proj_size, self.learned_initial_state, self.checkpoint, *self.zoneout)
+        dropped = self.training and self.recurrent_dropout
+        if self.num_layers > 1 or dropped or any(added) or not dispatch.are_kernels_chosen():
             return None
         ih, hh, *rest = self._flat_weights()
         shape = x.shape
@@ -399,18 +394,3 @@ def draw_like_torch(parameters: Iterable[torch.Tensor], hidden_size: int) -> Non
 
 def _one_or_all(values: Sequence[Any]) -> Any:
     return values[0] if len(values) == 1 else tuple(values)
-
-
-def _check_projection(cell: Cell, hidden_size: int, proj_size: object) -> None:
-    if isinstance(proj_size, bool) or not isinstance(proj_size, int) or not 0 <= proj_size < hidden_size:
-        raise InputError(
-            "proj_size must be smaller than hidden_size", given=f"proj_size={proj_size}, hidden_size={hidden_size}",
-            expected="0 (no projection) to hidden_size - 1",
-        )  # fmt: skip
-    if proj_size and f"prev.{cell.states[0]}" in cell.graph.leaves:
-        raise InputError(
-            f"cell {cell.name!r} reads its own output, so the output cannot be projected",
-            given=f"proj_size={proj_size}, and a step that uses prev.{cell.states[0]} [B, H]",
-            expected="a cell such as the LSTM, whose output goes to W_hh only",
-            remedy="follow the layer with torch.nn.Linear",
-        )

@@ -2,7 +2,7 @@
 
     for each step:
         rows that begin here, or are reset, take their initial states
-        for each unit block:
+        for each unit block, in every other step from the last to the first:
             for each piece of the sum over inputs and units:    (its weights stay in the first-level cache)
                 for each block of rows of this thread:
                     the tile:   accumulators = bias + x W_ih + h W_hh

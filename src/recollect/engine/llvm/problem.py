@@ -24,7 +24,7 @@ from recollect.engine.llvm.tiling import WIDE, round_up
 from recollect.engine.llvm.values import SIZE
 
 _PAGE = 4096  # bytes
-# Weights that a thread goes through in each step: of more bytes, even a processor that reads ahead makes it wait.
+# Bytes of weights that a thread goes through in a step, beyond which it waits although processors read ahead.
 _FAR = 1 << 22
 _LINE = 16  # numbers; parts of a buffer begin on a cache line of their own
 
@@ -241,8 +241,7 @@ class Problem:
         )
         piece = self._piece(blocks["blocks"], vectors, inputs + hidden)
         sizes = self._common | blocks | {
-            "rows_of_set": rows_of_set, "piece": piece,
-            "rounded_length": length, "rounded_of_thread": of_thread,
+            "rows_of_set": rows_of_set, "piece": piece, "rounded_length": length, "rounded_of_thread": of_thread,
         }  # fmt: skip
         fetching = self._fetching(blocks["blocks"], width * per_unit)
         return Pass(
@@ -289,8 +288,7 @@ class Problem:
         blocks = self._blocks(tiling.rows(tiling.hidden_wide))
         piece = self._piece(blocks["blocks"], tiling.hidden_wide, gates)
         sizes = self._common | blocks | {
-            "piece": piece,
-            "chunk_steps": chunk_steps, "chunk_stride": stride, "paired_stride": paired_stride,
+            "piece": piece, "chunk_steps": chunk_steps, "chunk_stride": stride, "paired_stride": paired_stride,
             "columns": self.columns, "grad_width": self.grad_width,
         }  # fmt: skip
         names = backward.addresses(plan, tiling, watched=watched)
