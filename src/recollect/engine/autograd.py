@@ -26,20 +26,6 @@ def obstacle(x: torch.Tensor) -> str | None:
     return _foreign(x) or transformed(x)
 
 
-def serves(x: Any) -> bool:
-    """Whether it is a tensor for which there is no `obstacle`, in one look."""
-    return (
-        not torch.compiler.is_compiling()
-        and (type(x) is torch.Tensor or type(x) is torch.nn.Parameter)
-        and x.is_cpu
-        and x.dtype in DTYPES
-        and torch._C._get_tracing_state() is None
-        and _functorch.peek_interpreter_stack() is None
-        and not _len_torch_dispatch_stack()
-        and forward_ad._current_level < 0
-    )
-
-
 def _foreign(x: torch.Tensor) -> str | None:
     if not x.is_cpu:
         return f"a tensor on {x.device}"
@@ -92,7 +78,7 @@ def run(cell: Cell, x: torch.Tensor, layout: Layout, directions: Sequence[Direct
             for states, weights, extras, reverse, _ in directions
         ]
     problems, tensors = prepare(cell, x, layout, directions)
-    extras = [directions[0].extras] if len(directions) == 1 else [each.extras for each in directions]
+    extras = [each.extras for each in directions]
     if not (torch.is_grad_enabled() and _any_requires_grad(tensors)):
         return [(tuple(out), tuple(final)) for out, final, _ in forward(problems, tensors, extras, save=False)]
     checkpoint = extras[0].checkpoint
@@ -107,8 +93,6 @@ def run(cell: Cell, x: torch.Tensor, layout: Layout, directions: Sequence[Direct
 def _results(problems: Sequence[Problem], flat: Any) -> list[Result]:
     """The outputs and the final states of each direction, which a Function returns in one row."""
     wanted = len(problems[0].plan.outputs)
-    if len(problems) == 1:  # most calls by far
-        return [(flat[:wanted], flat[wanted:])]
     return [(part[:wanted], part[wanted:]) for part in of_each(len(problems), flat)]
 
 
@@ -172,8 +156,6 @@ class _Layer(torch.autograd.Function):
         if kept is None:
             found = forward(problems, tensors, [extras for extras, _ in ways], save=True)
             ctx.memories = [memory for _, _, memory in found]
-            if len(found) == 1:
-                return (*found[0][0], *found[0][1])
             return tuple(each for outputs, final, _ in found for each in (*outputs, *final))
         ctx.memories = [
             Buffer(each.memory.dtype, problem.kept, each.memory) for each, problem in zip(kept, problems, strict=True)

@@ -149,7 +149,8 @@ class Buffer:
 
     def _divide(self, data: torch.Tensor, parts: Parts) -> None:
         self.data = data
-        self.addresses = parts.addresses(data.data_ptr(), data.dtype.itemsize)
+        base, size = data.data_ptr(), data.dtype.itemsize
+        self.addresses = [base + start * size for start in parts.starts]
 
     def __del__(self) -> None:
         if self._key is not None and (data := getattr(self, "data", None)) is not None:

@@ -92,6 +92,8 @@ def _fed(extras: Extras, states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 def _given(problem: Problem, extras: Extras) -> tuple[list[int], list[torch.Tensor]]:
     """The arguments of the slots of `given_slots`, and the tensors that they point into."""
+    if extras is PLAIN:
+        return [], []
     hidden, arguments = problem.hidden, []
     alive = readable(extras.keep)
     for keep in alive:
@@ -179,7 +181,7 @@ def forward(
 def new_outputs(problem: Problem, x: torch.Tensor) -> list[torch.Tensor]:
     """Room for the outputs of one direction."""
     shape = (*x.shape[:-1], problem.hidden)
-    return list(map(x.new_empty, [shape] * len(problem.plan.outputs)))
+    return [x.new_empty(shape) for _ in problem.plan.outputs]
 
 
 def forward_part(
@@ -201,8 +203,8 @@ def forward_part(
     else:
         initial = _fed(extras, initial)
         starts = map(_address, initial)
-    final = list(map(x.new_empty, [(1, batch, width)] * len(plan.states)))
-    given, alive = ((), ()) if extras is PLAIN else _given(problem, extras)
+    final = [x.new_empty((1, batch, width)) for _ in plan.states]
+    given, alive = _given(problem, extras)
     kernel = problem.train if save else problem.infer
     scratch = Buffer(x.dtype, kernel.parts)
     kept = Buffer(x.dtype, problem.kept, memory) if save else None
@@ -313,7 +315,7 @@ def backward_part(
         dw_ih, dw_hh = torch.empty_like(weight_ih), torch.empty_like(weight_hh)
     zeros = x.new_zeros(hidden) if any(grad is None for grad in grads[:wanted]) else x
     doutputs = [zeros if grad is None else grad for grad in readable(grads[:wanted])]
-    given, alive = ((), ()) if extras is PLAIN else _given(problem, extras)
+    given, alive = _given(problem, extras)
     watched = extras.watched
     kernel = problem.backward if watched is None else problem.watched_backward
     leaving = None if watched is None else Buffer(x.dtype, problem.leaving)
@@ -339,12 +341,11 @@ def backward_part(
     del alive
     if watched is not None and leaving is not None:
         watched.saw_backward(_states_in(leaving, problem.leaving, problem), leaving)
-    dinitial: list[torch.Tensor | None] = [None] * count
+    dinitial: list[Any] = [None] * count
     if any(needed[4 : 4 + count]):
-        own = list((dstates if restarts is None else dstates + restarts)[:, :, :hidden].split(1))
+        dinitial = list((dstates if restarts is None else dstates + restarts)[:, :, :hidden].split(1))
         if extras.feed_mask is not None:
-            own[0] = own[0] + own.pop() * extras.feed_mask
-        dinitial = [*own]
+            dinitial[0] = dinitial[0] + dinitial.pop() * extras.feed_mask
     dbias_ih = sums[:gates]
     dbias_hh = sums[problem.gate_columns :][:gates] if plan.split else dbias_ih
     found = [dw_ih, dw_hh, dbias_ih, dbias_hh, *dinitial]

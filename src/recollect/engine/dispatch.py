@@ -239,7 +239,7 @@ def run_layers(
 
 def _on_llvm(x: torch.Tensor, direction: Direction) -> bool:
     """Whether llvm is what serves such a layer, without asking why."""
-    return are_kernels_chosen() and direction.weights.hr is None and autograd.serves(x)
+    return are_kernels_chosen() and direction.weights.hr is None and autograd.obstacle(x) is None
 
 
 def are_kernels_chosen() -> bool:

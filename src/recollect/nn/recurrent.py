@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from recollect.cells.cell import Cell
 from recollect.engine import dispatch
-from recollect.engine.autograd import run, serves
+from recollect.engine.autograd import obstacle, run
 from recollect.engine.layout import dense
 from recollect.engine.masks import Masks
 from recollect.engine.plan import Variant
@@ -253,7 +253,7 @@ class Recurrent(nn.Module):
 
         Those are most calls by far, and a small layer's kernels take less time than the long way to them.
         """
-        if not serves(x):  # first, as a compiler that follows this call stops here
+        if not isinstance(x, torch.Tensor) or obstacle(x):  # first, as a compiler that follows this call stops here
             return None
         added = (self.bidirectional, self.proj_size, self.learned_initial_state, self.checkpoint, *self.zoneout)
         dropped = self.training and self.recurrent_dropout

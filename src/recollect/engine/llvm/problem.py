@@ -42,14 +42,6 @@ class Parts:
     def __init__(self, *counts: int) -> None:
         *self.starts, self.total = accumulate((round_up(count, _LINE) for count in counts), initial=0)
         self.room = round_up(self.total, max(1024, 1 << max(0, self.total.bit_length() - 3)))
-        self._last: tuple[int, int, list[int]] = (0, 0, [])
-
-    def addresses(self, base: int, size: int) -> list[int]:
-        """Where each part begins in memory at ``base`` for numbers of so many bytes; kept, as memory is used again."""
-        last = self._last
-        if last[0] != base or last[1] != size:
-            last = self._last = (base, size, [base + start * size for start in self.starts])
-        return last[2]
 
 
 class Pass:

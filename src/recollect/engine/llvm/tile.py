@@ -104,7 +104,7 @@ class Tile:
             at = init_stride * places[r] + self._columns[v]
             value = e.load_masked(masks[v], init, at) if self.masked else e.load(init, at)
             total[r, v] = e.variable(e.vector, value)
-        next_piece, further = e.arguments[-2:]
+        next_piece, further = e.arguments[-2:]  # of a tile that fetches
         for index, run in enumerate(runs):
             a, a_stride, count, w = e.arguments[6 + 4 * index : 10 + 4 * index]
             rows = [
