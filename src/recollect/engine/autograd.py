@@ -165,8 +165,8 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> Any:
         tensors, needed = ctx.saved_tensors, ctx.needs_input_grad[_BEFORE_TENSORS:]
-        if _must_be_differentiable(grads):
-            found = _differentiable_backward(lambda: _Layer.reference(ctx, tensors), tensors, needed, grads)
+        if must_be_differentiable(grads):
+            found = differentiable_backward(lambda: _Layer.reference(ctx, tensors), tensors, needed, grads)
         else:
             extras = [extras for extras, _ in ctx.ways]
             found = backward(ctx.problems, ctx.memories, tensors, extras, needed, grads)
@@ -176,7 +176,7 @@ class _Layer(torch.autograd.Function):
     def reference(ctx: Any, tensors: Sequence[Any]) -> list[torch.Tensor]:
         """What `forward` returned, by the reference."""
         x, own = tensors[0], of_each(len(ctx.ways), tensors[1:])
-        found = [_by_reference(ctx, x, its, way) for its, way in zip(own, ctx.ways, strict=True)]
+        found = [by_reference(ctx.cell, ctx.layout, x, its, way) for its, way in zip(own, ctx.ways, strict=True)]
         return [each for outputs, final in found for each in (*outputs, *final)]
 
 
@@ -230,8 +230,8 @@ class _Layers(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor | None) -> Any:
         needed, saved = ctx.needs_input_grad[_BEFORE_LAYERS:], ctx.saved_tensors
         tensors, between = saved[: len(needed)], saved[len(needed) :]
-        if _must_be_differentiable(grads):
-            found = _differentiable_backward(lambda: _Layers.reference(ctx, tensors), tensors, needed, grads)
+        if must_be_differentiable(grads):
+            found = differentiable_backward(lambda: _Layers.reference(ctx, tensors), tensors, needed, grads)
         else:
             extras = [extras for extras, _ in ctx.ways]
             found = wavefront.backward(ctx.problems, ctx.memories, tensors, between, extras, needed, grads)
@@ -242,7 +242,7 @@ class _Layers(torch.autograd.Function):
         """What `forward` returned, by the reference."""
         x, found = tensors[0], []
         for own, way in zip(of_each(len(ctx.ways), tensors[1:]), ctx.ways, strict=True):
-            found.append(_by_reference(ctx, x, own, way))
+            found.append(by_reference(ctx.cell, ctx.layout, x, own, way))
             x = found[-1][0][0]
         return _of_layers(found)
 
@@ -250,7 +250,7 @@ class _Layers(torch.autograd.Function):
 _BEFORE_LAYERS = 4  # arguments of _Layers.forward before the tensors
 
 
-def _must_be_differentiable(grads: Sequence[torch.Tensor | None]) -> bool:
+def must_be_differentiable(grads: Sequence[torch.Tensor | None]) -> bool:
     """Whether a backward pass is itself to be differentiated or batched, which kernels cannot be."""
     return torch.is_grad_enabled() or any(map(_is_batched, grads))
 
@@ -260,17 +260,17 @@ def _is_batched(grad: torch.Tensor | None) -> bool:
     return grad is not None and (_functorch.is_batchedtensor(grad) or _functorch.is_legacy_batchedtensor(grad))
 
 
-def _by_reference(ctx: Any, x: torch.Tensor, own: Sequence[Any], way: tuple[Extras, bool]) -> Result:
+def by_reference(cell: Cell, layout: Layout, x: torch.Tensor, own: Sequence[Any], way: tuple[Extras, bool]) -> Result:
     """One layer and direction, whose tensors are ``own``."""
     (ih, hh, bias_ih, bias_hh, *rest), (extras, reverse) = own, way
-    states, vectors = rest[: len(ctx.cell.states)], rest[len(ctx.cell.states) :]
+    states, vectors = rest[: len(cell.states)], rest[len(cell.states) :]
     weights = Weights(ih, hh, bias_ih, bias_hh, None, vectors)
     initial = None if states[0] is None else states
     tap = None if extras.watched is None else extras.watched.hook
-    return reference.run(ctx.cell, x, ctx.layout, initial, weights, extras, reverse=reverse, tap=tap)
+    return reference.run(cell, x, layout, initial, weights, extras, reverse=reverse, tap=tap)
 
 
-def _differentiable_backward(
+def differentiable_backward(
     run: Callable[[], Sequence[torch.Tensor]],
     tensors: Sequence[Any],
     needed: Sequence[bool],

@@ -19,6 +19,18 @@ LIMIT = 512 * 2**20  # bytes that are kept while nobody uses them
 _Key = tuple[torch.dtype, int]
 
 
+class Memory:
+    """Uninitialised memory for so many numbers of a type; ``address`` is where it begins."""
+
+    __slots__ = ("address", "data", "itemsize", "nbytes")
+
+    def __init__(self, key: _Key) -> None:
+        dtype, count = key
+        with torch.inference_mode(False):  # it may be reused in training
+            self.data = torch.empty(count, dtype=dtype)
+        self.address, self.itemsize, self.nbytes = self.data.data_ptr(), dtype.itemsize, self.data.nbytes
+
+
 class Pool:
     """Memory that nobody uses, by type and length.
 
@@ -34,12 +46,12 @@ class Pool:
 
     def __init__(self, limit: int = LIMIT) -> None:
         self.limit, self.idle_bytes = limit, 0
-        self._idle: dict[_Key, list[torch.Tensor]] = {}  # the size used least recently first; so within a size
+        self._idle: dict[_Key, list[Memory]] = {}  # the size used least recently first; so within a size
         self._lock = threading.Lock()
 
-    def take(self, key: _Key) -> torch.Tensor | None:
+    def take(self, key: _Key) -> Memory | None:
         """Memory of that type and length, or None."""
-        if not self._lock.acquire(blocking=False):
+        if not self._lock.acquire(False):
             return None
         try:
             waiting = self._idle.get(key)
@@ -53,21 +65,21 @@ class Pool:
         finally:
             self._lock.release()
 
-    def give(self, key: _Key, data: torch.Tensor) -> None:
+    def give(self, key: _Key, memory: Memory) -> None:
         """Keep memory that nobody uses any more, if it is within the limit at all."""
-        if data.nbytes > self.limit or not self._lock.acquire(blocking=False):
+        if memory.nbytes > self.limit or not self._lock.acquire(False):
             return
         freed = []  # once the lock is open again: the system takes its time
         try:
             waiting = self._idle[key] = self._idle.pop(key, [])  # now the size used last
-            waiting.append(data)
-            self.idle_bytes += data.nbytes
+            waiting.append(memory)
+            self.idle_bytes += memory.nbytes
             while self.idle_bytes > self.limit:
                 freed.append(self._oldest())
         finally:
             self._lock.release()
 
-    def _oldest(self) -> torch.Tensor:
+    def _oldest(self) -> Memory:
         key, waiting = next(iter(self._idle.items()))
         found = waiting.pop(0)
         if not waiting:
@@ -127,31 +139,24 @@ class Buffer:
         addresses: where each part begins.
     """
 
-    __slots__ = ("_key", "addresses", "data")
+    __slots__ = ("_key", "_memory", "addresses", "data")
 
     def __init__(self, dtype: torch.dtype, parts: Parts, data: torch.Tensor | None = None) -> None:
-        self._key = None
-        if data is not None:
+        self._memory = None
+        if data is None:
+            self._key = (dtype, parts.room)
+            self._memory = memory = _pool.take(self._key) or Memory(self._key)
+            self.data, base, size = memory.data, memory.address, memory.itemsize
+        else:
             if data.dtype != dtype or data.dim() != 1 or not data.is_contiguous() or len(data) < parts.total:
                 raise InputError(
                     "the memory that was kept does not fit the layer",
                     given=f"{data.dtype} {tuple(data.shape)}",
                     expected=f"{dtype} [{parts.total}]",
                 )
-            self._divide(data, parts)
-            return
-        self._key = (dtype, parts.room)
-        found = _pool.take(self._key)
-        if found is None:
-            with torch.inference_mode(False):  # it may be reused in training
-                found = torch.empty(parts.room, dtype=dtype)
-        self._divide(found, parts)
-
-    def _divide(self, data: torch.Tensor, parts: Parts) -> None:
-        self.data = data
-        base, size = data.data_ptr(), data.dtype.itemsize
+            self.data, base, size = data, data.data_ptr(), dtype.itemsize
         self.addresses = [base + start * size for start in parts.starts]
 
     def __del__(self) -> None:
-        if self._key is not None and (data := getattr(self, "data", None)) is not None:
-            _pool.give(self._key, data)
+        if self._memory is not None:
+            _pool.give(self._key, self._memory)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from recollect.engine.llvm.kernels import Kernels, kernels_for
 from recollect.engine.llvm.problem import Parts, Pass, Problem
 from recollect.engine.llvm.team import Team, team
 from recollect.engine.llvm.together import Strand, run_together
-from recollect.engine.plan import Variant
+from recollect.engine.plan import Plan, Variant
 from recollect.engine.readable import check_readable, readable
 from recollect.engine.reference import PLAIN, Direction, Extras
 from recollect.engine.watched import Watched
@@ -184,6 +184,32 @@ def new_outputs(problem: Problem, x: torch.Tensor) -> list[torch.Tensor]:
     return [x.new_empty(shape) for _ in problem.plan.outputs]
 
 
+def forward_addresses(
+    plan: Plan,
+    read: Sequence[int],
+    outputs: Iterable[int],
+    final: Iterable[int],
+    initial: Iterable[int],
+    vectors: Iterable[int],
+    scratch: Buffer,
+    kept: Buffer | None = None,
+    given: Iterable[int] = (),
+) -> tuple[int, ...]:
+    """The addresses of a forward pass in the order of `Problem.infer`.
+
+    Args:
+        plan: the cell's.
+        read: of x and the four parameters; 0 for a bias that there is not.
+        outputs, final, initial, vectors: of each output, of each state after the last step and before the first, of
+            each vector.
+        scratch: the memory of the pass.
+        kept: where it leaves what the backward pass reads, if it does.
+        given: of `_given`.
+    """
+    left = [0] * (len(plan.states) + 1) if kept is None else kept.addresses
+    return (*read, *scratch.addresses, *left, *outputs, *initial, *final, *vectors, *given)
+
+
 def forward_part(
     problem: Problem,
     x: torch.Tensor,
@@ -194,7 +220,7 @@ def forward_part(
     memory: torch.Tensor | None = None,
 ) -> Part[tuple[list[torch.Tensor], list[torch.Tensor], Buffer | None]]:
     """What `forward` does for one direction, whose tensors are ``own``."""
-    weight_ih, weight_hh, bias_ih, bias_hh, *rest = own
+    rest = own[4:]
     plan, batch, hidden, width = problem.plan, problem.batch, problem.hidden, problem.width
     count = len(rest) - len(plan.vectors)
     initial, vectors = rest[:count], rest[count:]
@@ -208,20 +234,9 @@ def forward_part(
     kernel = problem.train if save else problem.infer
     scratch = Buffer(x.dtype, kernel.parts)
     kept = Buffer(x.dtype, problem.kept, memory) if save else None
-    addresses = (
-        x.data_ptr(),
-        weight_ih.data_ptr(),
-        weight_hh.data_ptr(),
-        0 if bias_ih is None else bias_ih.data_ptr(),
-        0 if bias_hh is None else bias_hh.data_ptr(),
-        *scratch.addresses,
-        *(kept.addresses if kept else [0] * (len(plan.states) + 1)),
-        *map(_address, outputs),
-        *starts,
-        *map(_address, final),
-        *map(_address, vectors),
-        *given,
-    )
+    read = x.data_ptr(), *[0 if each is None else each.data_ptr() for each in own[:4]]
+    written = map(_address, outputs), map(_address, final)
+    addresses = forward_addresses(plan, read, *written, starts, map(_address, vectors), scratch, kept, given)
     yield kernel, kernel.arguments(addresses, problem.rows.values)
     del final[count:], alive, scratch
     if width != hidden:
@@ -288,6 +303,45 @@ def backward(
     return [dx, *result]
 
 
+def backward_addresses(
+    problem: Problem,
+    matrices: Sequence[int],
+    sums: int,
+    doutputs: Sequence[int],
+    dstates: Iterable[int],
+    vectors: Iterable[int],
+    memory: Buffer,
+    scratch: Buffer,
+    given: Iterable[int] = (),
+) -> tuple[int, ...]:
+    """The addresses of a backward pass in the order of `Problem.backward`.
+
+    Args:
+        problem: whose.
+        matrices: of x, its gradient, W_ih and W_hh, and their gradients; 0 for a gradient that is not wanted.
+        sums: where the gradients of biases and vectors go.
+        doutputs: of the gradient of each output; 0 for one that there is not.
+        dstates: of the gradient of each state, and with resets of what they hand over.
+        vectors: of each vector.
+        memory: what the forward pass left.
+        scratch: the memory of the pass.
+        given: of `_given`, and where the gradients of states go if they are watched.
+    """
+    strides = [problem.hidden if each else 0 for each in doutputs]
+    of_outputs = [each or problem.zeros for each in doutputs]
+    return (*matrices, sums, *memory.addresses, *of_outputs, *strides, *dstates, *vectors, *given, *scratch.addresses)
+
+
+def of_sums(problem: Problem, sums: torch.Tensor) -> list[torch.Tensor]:
+    """The gradients of the two biases, which may be one tensor, and of the vectors: the sums over rows hold them."""
+    plan, hidden, gates = problem.plan, problem.hidden, problem.gates
+    dbias = sums if len(sums) == gates else sums[:gates]
+    found = [dbias, sums[problem.gate_columns :][:gates] if plan.split else dbias]
+    if plan.vectors:
+        found += sums[problem.columns - len(plan.vectors) * hidden : problem.columns].split(hidden)
+    return found
+
+
 def backward_part(
     problem: Problem,
     memory: Buffer,
@@ -300,7 +354,7 @@ def backward_part(
 ) -> Part[list[Any]]:
     """What `backward` does for one direction, whose tensors are ``own``; ``dx`` is room for the gradient of x."""
     weight_ih, weight_hh, _, _, *rest = own
-    plan, hidden, gates = problem.plan, problem.hidden, problem.gates
+    plan, hidden = problem.plan, problem.hidden
     count, wanted = len(rest) - len(plan.vectors), len(plan.outputs)
     dstates = x.new_zeros(len(plan.states), problem.batch, problem.grad_width)
     for place, grad in enumerate(grads[wanted:]):
@@ -309,36 +363,29 @@ def backward_part(
     restarts = torch.zeros_like(dstates) if plan.resets else None
     grads_at = [_address(each) for each in (dstates, restarts) if each is not None]
     of_state = problem.batch * problem.grad_width * x.itemsize
-    sums = x.new_zeros(problem.sums)
+    sums = x.new_empty(problem.sums)
     dw_ih = dw_hh = None
     if needed[0] or needed[1]:
         dw_ih, dw_hh = torch.empty_like(weight_ih), torch.empty_like(weight_hh)
-    zeros = x.new_zeros(hidden) if any(grad is None for grad in grads[:wanted]) else x
-    doutputs = [zeros if grad is None else grad for grad in readable(grads[:wanted])]
+    doutputs = readable(grads[:wanted])
     given, alive = _given(problem, extras)
     watched = extras.watched
     kernel = problem.backward if watched is None else problem.watched_backward
     leaving = None if watched is None else Buffer(x.dtype, problem.leaving)
     scratch = Buffer(x.dtype, kernel.parts)
-    addresses = (
-        x.data_ptr(),
-        0 if dx is None else dx.data_ptr(),
-        weight_ih.data_ptr(),
-        weight_hh.data_ptr(),
-        0 if dw_ih is None else dw_ih.data_ptr(),
-        0 if dw_hh is None else dw_hh.data_ptr(),
+    addresses = backward_addresses(
+        problem,
+        (x.data_ptr(), *[0 if each is None else each.data_ptr() for each in (dx, weight_ih, weight_hh, dw_ih, dw_hh)]),
         sums.data_ptr(),
-        *memory.addresses,
-        *map(_address, doutputs),
-        *[0 if each is zeros else hidden for each in doutputs],
-        *[first + of_state * place for first in grads_at for place in range(len(plan.states))],
-        *map(_address, rest[count:]),
-        *given,
-        *(() if leaving is None else leaving.addresses),
-        *scratch.addresses,
+        [0 if each is None else each.data_ptr() for each in doutputs],
+        [first + of_state * place for first in grads_at for place in range(len(plan.states))],
+        map(_address, rest[count:]),
+        memory,
+        scratch,
+        (*given, *(() if leaving is None else leaving.addresses)),
     )
     yield kernel, kernel.arguments(addresses, problem.rows.values)
-    del alive
+    del alive, doutputs
     if watched is not None and leaving is not None:
         watched.saw_backward(_states_in(leaving, problem.leaving, problem), leaving)
     dinitial: list[Any] = [None] * count
@@ -346,9 +393,6 @@ def backward_part(
         dinitial = list((dstates if restarts is None else dstates + restarts)[:, :, :hidden].split(1))
         if extras.feed_mask is not None:
             dinitial[0] = dinitial[0] + dinitial.pop() * extras.feed_mask
-    dbias_ih = sums[:gates]
-    dbias_hh = sums[problem.gate_columns :][:gates] if plan.split else dbias_ih
-    found = [dw_ih, dw_hh, dbias_ih, dbias_hh, *dinitial]
-    if plan.vectors:
-        found += sums[problem.columns - len(plan.vectors) * hidden : problem.columns].split(hidden)
+    dbias_ih, dbias_hh, *dvectors = of_sums(problem, sums)
+    found = [dw_ih, dw_hh, dbias_ih, dbias_hh, *dinitial, *dvectors]
     return [dx, *(grad if wanted else None for grad, wanted in zip(found, needed, strict=True))]

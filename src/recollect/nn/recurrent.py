@@ -12,13 +12,11 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from recollect.cells.cell import Cell
-from recollect.engine import dispatch
-from recollect.engine.autograd import obstacle, run
-from recollect.engine.layout import dense
+from recollect.engine import dispatch, plain
+from recollect.engine.autograd import obstacle
 from recollect.engine.masks import Masks
 from recollect.engine.plan import Variant
 from recollect.engine.precision import is_bfloat16
-from recollect.engine.reference import PLAIN, Direction, Weights
 from recollect.errors import InputError, NotYetError
 from recollect.nn import compiled
 from recollect.nn.checks import (
@@ -257,20 +255,14 @@ class Recurrent(nn.Module):
             return None
         added = (self.bidirectional, self.proj_size, self.learned_initial_state, self.checkpoint, *self.zoneout)
         dropped = self.training and self.recurrent_dropout
-        if self.num_layers > 1 or dropped or any(added) or not dispatch.are_kernels_chosen():
+        if self.num_layers > 1 or dropped or any(added):
             return None
-        ih, hh, *rest = self._flat_weights()
-        shape = x.shape
-        if len(shape) != 3 or shape[2] != self.input_size or 0 in shape or is_bfloat16(x.dtype):
+        if not dispatch.are_kernels_chosen() or is_bfloat16(x.dtype):
             return None
-        if x.dtype != ih.dtype or not ih.is_cpu:
-            return None
-        bias_ih, bias_hh, *vectors = rest if self.bias else (None, None, *rest)
-        first, second, _ = shape
-        steps, batch = (second, first) if self.batch_first else (first, second)
-        direction = Direction(None, Weights(ih, hh, bias_ih, bias_hh, None, vectors), PLAIN, False, "l0")
-        [(outputs, final)] = run(self.cell, x, dense(batch, steps, batch_first=self.batch_first), [direction])
-        return outputs[0], _one_or_all(final)
+        found = plain.run(
+            self.cell, x, self._flat_weights(), self.hidden_size, bias=self.bias, batch_first=self.batch_first
+        )
+        return None if found is None else (found[0], _one_or_all(found[1:]))
 
     def _stack(self, all_states: bool, dtype: torch.dtype) -> Stack:
         return Stack(

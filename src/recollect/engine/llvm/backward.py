@@ -330,7 +330,8 @@ def _write_products(kernel: Kernel, plan: Plan) -> Emitter:
     # Sums over rows. The buffer's rows are as long as whole panels.
     with e.loop(thread * (WIDE * e.lanes), columns, threads * (WIDE * e.lanes)) as column:
         vectors = [column + part * e.lanes for part in range(WIDE)]
-        totals = [e.variable(e.vector, e.load(sums, vector)) for vector in vectors]
+        before = [e.choose(is_first_chunk, nothing, e.at(sums, vector)) for vector in vectors]
+        totals = [e.variable(e.vector, e.load(each)) for each in before]
         with e.loop(0, row_terms) as row:
             for vector, total in zip(vectors, totals, strict=True):
                 total.set(products.add(e, total.get(), e.load(down, walked(row) * down_stride + vector)))
