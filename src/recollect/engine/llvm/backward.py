@@ -25,6 +25,7 @@ dL/dh and dx take pairs along a row. For the sums over rows a stage of its own, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 from recollect.engine.llvm.derivatives import Derivatives
@@ -110,23 +111,25 @@ def write(plan: Plan, tiling: Tiling, *, watched: bool = False, fetching: bool =
         _write_products,
     )
     stages = [write_stage(kernel, plan) for write_stage in writers]
-    packing = kernel.entry("pack_weights")
-    kernel.run(packing, pack, kernel.threads_to_pack(packing, len(plan.gates)))
-    packing.builder.ret_void()
-    advance = kernel.entry("advance")
-    kernel.open_meeting(advance)
-    first, last, chunk, threads = (kernel.slot(advance, name) for name in ("begin", "end", "chunk_steps", "threads"))
-    with advance.loop(first, last, chunk) as begin:  # the stages find their chunk in the slots of the call's own
-        kernel.set_slot(advance, "begin", begin)
-        kernel.set_slot(advance, "end", advance.least(begin + chunk, last))
-        for stage in stages:
-            kernel.run(advance, stage, threads)
-    advance.builder.ret_void()
-    e = kernel.entry("backward")
-    for half in (packing, advance):
-        e.call(half.function, e.arguments[0])
-    e.builder.ret_void()
+    kernel.write_entries("backward", pack, _write_chunks(kernel, stages), len(plan.gates))
     return kernel
+
+
+def _write_chunks(kernel: Kernel, stages: Sequence[Emitter]) -> Emitter:
+    """Go through a chunk of steps after the other: each in all stages, which find it in the slots of the call's own."""
+    e = kernel.stage("chunks")
+    first, last, steps = (kernel.slot(e, name) for name in ("begin", "end", "chunk_steps"))
+    with e.loop(first, last, steps) as begin:
+        kernel.barrier(e)  # all have read the slots
+        with e.when(e.arguments[1].compare("==", 0)):
+            kernel.set_slot(e, "begin", begin)
+            kernel.set_slot(e, "end", e.least(begin + steps, last))
+        for stage in stages:
+            kernel.barrier(e)
+            stage.function.attributes.add("noinline")
+            e.call(stage.function, *e.arguments)
+    e.builder.ret_void()
+    return e
 
 
 def _write_pack(kernel: Kernel, plan: Plan) -> Emitter:

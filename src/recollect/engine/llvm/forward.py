@@ -69,16 +69,7 @@ def write(plan: Plan, tiling: Tiling, *, save: bool, fetching: bool = False) -> 
     """Write the kernel; ``save`` keeps what the backward pass needs, ``fetching`` fetches weights ahead."""
     kernel = Kernel(tiling, (*sizes(tiling), *addresses(plan, tiling)))
     pack, steps = _write_pack(kernel, plan), _write_steps(kernel, plan, save=save, fetching=fetching)
-    e = kernel.entry("forward")
-    # Its two halves can be called alone: whoever goes on step by step, or chunk by chunk, packs once.
-    for name, stage in (("pack_weights", pack), ("advance", steps)):
-        half = kernel.entry(name)
-        threads = kernel.threads_to_pack(half, len(plan.gates)) if stage is pack else kernel.slot(half, "threads")
-        kernel.open_meeting(half)
-        kernel.run(half, stage, threads)
-        half.builder.ret_void()
-        e.call(half.function, e.arguments[0])
-    e.builder.ret_void()
+    kernel.write_entries("forward", pack, steps, len(plan.gates))
     return kernel
 
 

@@ -49,7 +49,7 @@ class Kernel:
         """A pointer argument."""
         return Value(e.builder, e.builder.inttoptr(self.slot(e, name).ir, POINTER))
 
-    def threads_to_pack(self, e: Emitter, gates: int) -> Value:
+    def _threads_to_pack(self, e: Emitter, gates: int) -> Value:
         """Threads worth waking to lay out the weights: one, unless they are large."""
         weights = (self.slot(e, "inputs") + self.slot(e, "hidden")) * self.slot(e, "hidden") * gates
         return e.choose(weights < _MANY_WEIGHTS, e.integer(1), self.slot(e, "threads"))
@@ -80,6 +80,28 @@ class Kernel:
                 count = e.builder.trunc(threads.ir, i32)
                 region = self._region(stage)
                 e.call_address(self.slot(e, "parallel"), kind, region, e.arguments[0].ir, count, ir.Constant(i32, 0))
+
+    def write_entries(self, name: str, pack: Emitter, stage: Emitter, gates: int) -> None:
+        """The entries that pack the weights, that go through the steps, and that do both (``name``).
+
+        Both in one region, so that its threads wake up while one of them packs. The halves are for who goes on step by
+        step, or chunk by chunk, and packs once.
+        """
+        both = self.stage("both")
+        for part in (pack, stage):
+            part.function.attributes.add("noinline")
+        arguments, thread, threads = both.arguments
+        packing = both.least(self._threads_to_pack(both, gates), threads)
+        with both.when(thread < packing):
+            both.call(pack.function, arguments, thread, packing)
+        self.barrier(both)
+        both.call(stage.function, arguments, thread, threads)
+        both.builder.ret_void()
+        for entry, its in (("pack_weights", pack), ("advance", stage), (name, both)):
+            e = self.entry(entry)
+            self.open_meeting(e)
+            self.run(e, its, self._threads_to_pack(e, gates) if its is pack else self.slot(e, "threads"))
+            e.builder.ret_void()
 
     def _region(self, stage: Emitter) -> ir.Function:
         """What a thread of the team calls: it asks which one it is and of how many (the team it got)."""
