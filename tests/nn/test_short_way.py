@@ -17,7 +17,7 @@ def long_way(monkeypatch):
 
     def call(function):
         with monkeypatch.context() as patch:
-            patch.setattr(Recurrent, "_run_plain", lambda self, x: None)
+            patch.setattr(Recurrent, "_run_plain", lambda self, x, lengths=None: None)
             return function()
 
     return call
@@ -26,18 +26,28 @@ def long_way(monkeypatch):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize("name", ["lstm", "gru", "rnn_tanh", "peephole_lstm"])
-def test_results_and_gradients_are_the_same(long_way, name, batch_first, bias):
-    layer = Recurrent(getattr(cells, name), 5, 7, batch_first=batch_first, bias=bias)
-    x = torch.randn(3, 4, 5, requires_grad=True)
+@pytest.mark.parametrize("hidden", [7, 16])
+@pytest.mark.parametrize("lengths", [None, [3, 2, 3, 1], [2, 2, 1, 0], [2, 2, 2, 2], [3, 3, 3, 3], (3, 3, 2, 1)])
+def test_results_and_gradients_are_the_same(long_way, name, batch_first, bias, hidden, lengths):
+    layer = Recurrent(getattr(cells, name), 5, hidden, batch_first=batch_first, bias=bias)
+    x = torch.randn(4, 3, 5) if batch_first else torch.randn(3, 4, 5)
+    x.requires_grad_()
 
     def results():
-        y, state = layer(x)
+        y, state = layer(x, lengths=lengths)
         final = state if isinstance(state, tuple) else (state,)
         with torch.inference_mode():
-            inferred = layer(x)[0].clone()
-        return type(state), [y, *final, inferred, *torch.autograd.grad(y.sum(), [x, *layer.parameters()])]
+            inferred, state_inferred = layer(x, lengths=lengths)
+            state_inferred = state_inferred if isinstance(state_inferred, tuple) else (state_inferred,)
+            inferred = [each.clone() for each in (inferred, *state_inferred)]
+        # Of the output alone, of final states alone, and of both: each is a case of its own.
+        losses = [y.sum(), sum(each.square().sum() for each in final)]
+        losses.append(losses[0] * losses[1])
+        leaves = [x, *layer.parameters()]
+        grads = [grad for loss in losses for grad in torch.autograd.grad(loss, leaves, retain_graph=True)]
+        return type(state), [y, *final, *inferred, *grads]
 
-    assert layer._run_plain(x) is not None
+    assert layer._run_plain(x, lengths) is not None
     (kind, short), (same_kind, long) = results(), long_way(results)
     assert kind is same_kind
     assert all(map(torch.equal, short, long))

@@ -46,7 +46,7 @@ def prepare(
         The problems, and x followed by the tensors of each direction: the four parameters, the initial states, the
         vectors; None where there is none.
     """
-    make = kept_problem if layout.kept else _problem
+    make = kept_problem if layout.kept else new_problem
     inputs, threads, workers = x.shape[-1], torch.get_num_threads(), team()
     of_layer = 1 if stacked else len(directions)
     problems: list[Problem] = []
@@ -64,7 +64,7 @@ def prepare(
     return problems, tensors
 
 
-def _problem(
+def new_problem(
     kind: tuple[Cell, torch.dtype, Variant],
     inputs: int,
     hidden: int,
@@ -74,6 +74,8 @@ def _problem(
     workers: Team,
     directions: int,
 ) -> Problem:
+    """The sizes of a direction of a layer: the kind of its kernels, I, H, how the batch lies, whether backward in time,
+    among how many threads of which team, and how many directions the layer has."""
     kernels, rows, batch = kernels_of(*kind), layout.rows, layout.batch
     division = divide(kernels, inputs, hidden, batch, rows.count, rows.steps, workers.size(threads), directions)
     longest = 1 << (rows.steps - 1).bit_length()  # so that few differ
@@ -82,7 +84,7 @@ def _problem(
 
 
 # For a layout that is kept all is found in one look; for others, what their sizes have in common.
-kept_problem, sized_problem = (lru_cache(maxsize=128)(make) for make in (_problem, Problem))
+kept_problem, sized_problem = (lru_cache(maxsize=128)(make) for make in (new_problem, Problem))
 
 
 def _fed(extras: Extras, states: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Calls that add nothing to one layer in one direction, for a batch without padding: most calls by far.
+"""Calls that add nothing to one layer in one direction but perhaps lengths: most calls by far.
 
 A small layer's kernels take less time than the way to them, above all where other work has pushed the code on that way
 out of the caches. So what such calls of the same sizes share is found in one look, and little code is gone through.
@@ -8,7 +8,7 @@ Whatever is unusual about a tensor is left to `autograd.run`, which serves it or
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, cast
 
@@ -17,8 +17,9 @@ import torch
 from recollect.cells.cell import Cell
 from recollect.engine.autograd import by_reference, differentiable_backward, must_be_differentiable
 from recollect.engine.buffers import Buffer
-from recollect.engine.calls import backward_addresses, forward_addresses, kept_problem, of_sums
+from recollect.engine.calls import backward_addresses, forward_addresses, kept_problem, new_problem, of_sums
 from recollect.engine.layout import Layout, dense
+from recollect.engine.llvm.problem import Problem
 from recollect.engine.llvm.team import team
 from recollect.engine.plan import Variant
 from recollect.engine.readable import readable
@@ -26,7 +27,14 @@ from recollect.engine.reference import PLAIN
 
 
 def run(
-    cell: Cell, x: torch.Tensor, parameters: Sequence[torch.Tensor], hidden: int, *, bias: bool, batch_first: bool
+    cell: Cell,
+    x: torch.Tensor,
+    parameters: Sequence[torch.Tensor],
+    hidden: int,
+    lay_out: Callable[[], Layout] | None = None,
+    *,
+    bias: bool,
+    batch_first: bool,
 ) -> tuple[torch.Tensor, ...] | None:
     """Run a layer over a batch.
 
@@ -35,6 +43,7 @@ def run(
         x: [T, B, I], or [B, T, I] with ``batch_first``; nothing is an `autograd.obstacle` to it.
         parameters: W_ih, W_hh, with ``bias`` those of both sides, then the vectors.
         hidden: H.
+        lay_out: says how the batch lies in memory, where it may have padding.
 
     Returns:
         The output and then the final states; None where something is unusual.
@@ -52,9 +61,16 @@ def run(
             return None
         differentiable = differentiable or tensor.requires_grad
         addresses.append(tensor.data_ptr())
+    layout, problem = calls.layout, calls.problem
+    if lay_out is not None:
+        layout = lay_out()
+        if not layout.count:
+            return None
+        if not layout.dense:
+            problem = calls.of(layout)
     if differentiable and torch.is_grad_enabled():
-        return cast("tuple[torch.Tensor, ...]", _Call.apply(calls, addresses, *tensors))
-    return calls.forward(addresses)
+        return cast("tuple[torch.Tensor, ...]", _Call.apply(calls, problem, layout, addresses, *tensors))
+    return calls.forward(problem, layout, addresses)
 
 
 class _Calls:
@@ -62,73 +78,90 @@ class _Calls:
 
     Attributes:
         shapes: of x and the parameters.
+        layout, problem: those without padding.
     """
 
-    def __init__(self, cell: Cell, dtype: torch.dtype, layout: Layout, shape: torch.Size, hidden: int, bias: bool,
-                 threads: int) -> None:  # fmt: skip
+    def __init__(
+        self, cell: Cell, layout: Layout, shape: torch.Size, dtype: torch.dtype, hidden: int, bias: bool, threads: int
+    ) -> None:
         *rows, inputs = shape
-        self.cell, self.dtype, self.layout, self.bias = cell, dtype, layout, bias
-        self.problem = kept_problem((cell, dtype, Variant()), inputs, hidden, layout, False, threads, team(), 1)
+        self._cell, self._dtype, self._bias, self.layout = cell, dtype, bias, layout
+        self._sizes = (cell, dtype, Variant()), inputs, hidden
+        self._threads = threads, team(), 1
+        self.problem = kept_problem(*self._sizes, layout, False, *self._threads)
         gates, states = self.problem.gates, len(cell.states)
         biases = [(gates,)] * 2 if bias else []
         self.shapes = [shape, (gates, inputs), (gates, hidden), *biases, *[(hidden,)] * len(cell.vectors)]
-        self._rows, self._starts = self.problem.rows.values, [self.problem.zeros] * states
-        self._padded = self.problem.width != hidden
+        self._starts, self._padded = [self.problem.zeros] * states, self.problem.width != hidden
         # For results to be made like them, without memory of their own.
         number = torch.zeros(1, dtype=dtype)
         self._results = [number.expand(*rows, hidden), *[number.expand(1, layout.batch, self.problem.width)] * states]
 
-    def forward(self, addresses: Sequence[int], kept: Buffer | None = None) -> tuple[torch.Tensor, ...]:
-        """The output and the final states, from x and the parameters at these addresses; as for `run` without any."""
-        problem = self.problem
+    def of(self, layout: Layout) -> Problem:
+        """The problem where the batch lies otherwise."""
+        return new_problem(*self._sizes, layout, False, *self._threads)
+
+    def forward(
+        self, problem: Problem, layout: Layout, addresses: Sequence[int], kept: Buffer | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        """As `run`, from the addresses of x and the parameters, without autograd.
+
+        ``kept`` is memory for what `backward` reads.
+        """
         kernel = problem.infer if kept is None else problem.train
         results = [torch.empty_like(each) for each in self._results]
-        scratch = Buffer(self.dtype, kernel.parts)
-        read, vectors = (addresses[:5], addresses[5:]) if self.bias else ((*addresses[:3], 0, 0), addresses[3:])
+        scratch = Buffer(self._dtype, kernel.parts)
+        read, vectors = (addresses[:5], addresses[5:]) if self._bias else ((*addresses[:3], 0, 0), addresses[3:])
         output, *final = [each.data_ptr() for each in results]
         values = forward_addresses(problem.plan, read, (output,), final, self._starts, vectors, scratch, kept)
-        kernel.run(kernel.arguments(values, self._rows))
+        kernel.run(kernel.arguments(values, problem.rows.values))
         if self._padded:
             results[1:] = [each[:, :, : problem.hidden].contiguous() for each in results[1:]]
+        if not layout.dense:
+            begun = problem.rows.begun
+            for each in results[1:] if begun < layout.batch else ():
+                each[:, begun:] = 0  # rows of length 0
+            results[1:] = map(layout.unsort, results[1:])
         return tuple(results)
 
     def backward(
         self,
+        problem: Problem,
+        layout: Layout,
         tensors: Sequence[torch.Tensor],
         kept: Buffer,
         needed: Sequence[bool],
         grads: Sequence[torch.Tensor | None],
     ) -> list[torch.Tensor | None]:
         """Gradients of x and the parameters, from those of the output and the final states; None where not needed."""
-        problem, (x, *matrices) = self.problem, tensors[:3]
-        kernel, hidden = problem.backward, problem.hidden
+        kernel, (x, *matrices) = problem.backward, tensors[:3]
         dout, *dfinal = readable(grads)
         dstates = x.new_zeros(len(dfinal), problem.batch, problem.grad_width)
         for place, grad in enumerate(dfinal):
             if grad is not None:
-                dstates[place, :, :hidden] = grad[0]
+                dstates[place, :, : problem.hidden] = layout.sort(grad)[0]
         sums = x.new_empty(problem.sums)
         dx = torch.empty_like(x) if needed[0] else None
         dw = [torch.empty_like(each) for each in matrices] if needed[1] or needed[2] else [None, None]
-        scratch = Buffer(self.dtype, kernel.parts)
+        scratch = Buffer(self._dtype, kernel.parts)
         at = [0 if each is None else each.data_ptr() for each in (x, dx, *matrices, *dw, sums, dout)]
-        first, of_state = dstates.data_ptr(), dstates[0].nbytes if dfinal else 0
+        first, of_state = dstates.data_ptr(), dstates[0].nbytes
         values = backward_addresses(
             problem, at[:6], at[6], at[7:], [first + of_state * place for place in range(len(dfinal))],
-            [each.data_ptr() for each in tensors[5 if self.bias else 3 :]], kept, scratch,
+            [each.data_ptr() for each in tensors[5 if self._bias else 3 :]], kept, scratch,
         )  # fmt: skip
-        kernel.run(kernel.arguments(values, self._rows))
+        kernel.run(kernel.arguments(values, problem.rows.values))
         dbiases_and_vectors = of_sums(problem, sums)
-        found = [dx, *dw, *(dbiases_and_vectors if self.bias else dbiases_and_vectors[2:])]
+        found = [dx, *dw, *(dbiases_and_vectors if self._bias else dbiases_and_vectors[2:])]
         return [grad if wanted else None for grad, wanted in zip(found, needed, strict=True)]
 
-    def by_reference(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def by_reference(self, layout: Layout, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """What `forward` returned, in PyTorch's own operations."""
         x, *parameters = tensors
-        biases, vectors = (parameters[2:4], parameters[4:]) if self.bias else ([None, None], parameters[2:])
-        own = (*parameters[:2], *biases, *[None] * len(self.cell.states), *vectors)
-        outputs, final = by_reference(self.cell, self.layout, x, own, (PLAIN, False))
-        return [*outputs, *final]
+        biases, vectors = (parameters[2:4], parameters[4:]) if self._bias else ([None, None], parameters[2:])
+        own = (*parameters[:2], *biases, *[None] * len(self._cell.states), *vectors)
+        outputs, final = by_reference(self._cell, layout, x, own, (PLAIN, False))
+        return [*outputs, *map(layout.unsort, final)]
 
 
 @lru_cache(maxsize=128)
@@ -139,26 +172,33 @@ def _calls(
     """What calls with such an x share, on so many threads in this process; None where x is unusual."""
     if len(shape) != 3 or 0 in shape:
         return None
-    first, second, _ = shape
-    layout = dense(second if not batch_first else first, first if not batch_first else second, batch_first=batch_first)
-    return _Calls(cell, dtype, layout, shape, hidden, bias, threads) if layout.kept else None
+    steps, batch = shape[:2][:: -1 if batch_first else 1]
+    layout = dense(batch, steps, batch_first=batch_first)
+    return _Calls(cell, layout, shape, dtype, hidden, bias, threads) if layout.kept else None
 
 
 class _Call(torch.autograd.Function):
     """Derivatives of `run`; double backward goes through the reference."""
 
     @staticmethod
-    def forward(ctx: Any, calls: _Calls, addresses: Sequence[int], *tensors: torch.Tensor) -> Any:
+    def forward(
+        ctx: Any, calls: _Calls, problem: Problem, layout: Layout, addresses: Sequence[int], *tensors: torch.Tensor
+    ) -> Any:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
-        ctx.calls, ctx.kept = calls, Buffer(calls.dtype, calls.problem.kept)
-        return calls.forward(addresses, ctx.kept)
+        ctx.calls, ctx.problem, ctx.layout = calls, problem, layout
+        ctx.kept = kept = Buffer(tensors[0].dtype, problem.kept)
+        return calls.forward(problem, layout, addresses, kept)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> Any:
-        calls, tensors, needed = ctx.calls, ctx.saved_tensors, ctx.needs_input_grad[2:]
+        calls, layout, tensors = ctx.calls, ctx.layout, ctx.saved_tensors
+        needed = ctx.needs_input_grad[_BEFORE_TENSORS:]
         if must_be_differentiable(grads):
-            found = differentiable_backward(lambda: calls.by_reference(tensors), tensors, needed, grads)
+            found = differentiable_backward(lambda: calls.by_reference(layout, tensors), tensors, needed, grads)
         else:
-            found = calls.backward(readable(tensors), ctx.kept, needed, grads)
-        return (None, None, *found)
+            found = calls.backward(ctx.problem, layout, readable(tensors), ctx.kept, needed, grads)
+        return (*[None] * _BEFORE_TENSORS, *found)
+
+
+_BEFORE_TENSORS = 4  # arguments of _Call.forward before the tensors

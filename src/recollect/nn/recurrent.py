@@ -36,6 +36,7 @@ from recollect.nn.checks import (
     rows_of,
     without_autocast,
 )
+from recollect.nn.rows import lay_out
 from recollect.nn.stack import Stack
 
 
@@ -214,8 +215,8 @@ class Recurrent(nn.Module):
         Raises:
             InputError: a shape, dtype, device, state or length does not fit.
         """
-        if state is None and lengths is None and resets is None and not return_states:
-            results = self._run_plain(x)
+        if state is None and resets is None and not return_states:
+            results = self._run_plain(x, lengths)
             if results is not None:
                 return results
         parameters = self._flat_weights()
@@ -246,8 +247,8 @@ class Recurrent(nn.Module):
         results = (outputs[0], _one_or_all(final))
         return (*results, _one_or_all(outputs)) if return_states else results
 
-    def _run_plain(self, x: Any) -> Any:
-        """What `forward` returns for a call that adds nothing to one layer in one direction, or None for another call.
+    def _run_plain(self, x: Any, lengths: Any = None) -> Any:
+        """What `forward` returns for a call that adds nothing else to one layer in one direction, or None.
 
         Those are most calls by far, and a small layer's kernels take less time than the long way to them.
         """
@@ -259,9 +260,12 @@ class Recurrent(nn.Module):
             return None
         if not dispatch.are_kernels_chosen() or is_bfloat16(x.dtype):
             return None
+        first = self.batch_first
         found = plain.run(
-            self.cell, x, self._flat_weights(), self.hidden_size, bias=self.bias, batch_first=self.batch_first
-        )
+            self.cell, x, self._flat_weights(), self.hidden_size,
+            None if lengths is None else lambda: lay_out(x, lengths, batch_first=first),
+            bias=self.bias, batch_first=first,
+        )  # fmt: skip
         return None if found is None else (found[0], _one_or_all(found[1:]))
 
     def _stack(self, all_states: bool, dtype: torch.dtype) -> Stack:
