@@ -15,6 +15,11 @@ from itertools import accumulate
 import numpy as np
 import torch
 
+from recollect.engine.llvm import lengths
+from recollect.engine.llvm.fixed import fixed_code
+from recollect.engine.llvm.kernels import Function
+from recollect.engine.llvm.lengths import Table
+from recollect.engine.llvm.problem import Parts, Pass
 from recollect.engine.llvm.rows import Rows
 
 
@@ -27,6 +32,7 @@ class Layout:
         steps: T, as many as ``sizes`` or more; 0 for a batch that is packed.
         batch_first: the batch is [B, T, ...] rather than [T, B, ...].
         order: [B] original index of each sequence, the longest first; None where they are in their original order.
+        inverse: [B] where in that order each sequence is; as ``order``.
 
     Attributes:
         sizes, batch, steps, batch_first: as given.
@@ -43,9 +49,11 @@ class Layout:
         steps: int = 0,
         *,
         batch_first: bool = False,
-        order: np.ndarray | None = None,
+        order: torch.Tensor | None = None,
+        inverse: torch.Tensor | None = None,
     ) -> None:
-        self.sizes, self.batch, self.steps, self.batch_first, self._order = sizes, batch, steps, batch_first, order
+        self.sizes, self.batch, self.steps, self.batch_first = sizes, batch, steps, batch_first
+        self._order, self._inverse = order, inverse
         self.count, self.packed = sum(sizes), not steps
         self.dense = not self.packed and order is None and self.count == steps * batch
         self.kept = False
@@ -55,19 +63,13 @@ class Layout:
         """Row numbers of a batch flattened to [rows, features]: of each packed row [N], then of all padding."""
         if self.packed:
             return np.arange(self.count)
-        step = np.arange(self.steps)[:, None]
-        sequence = np.arange(self.batch) if self._order is None else self._order
-        grid = sequence * self.steps + step if self.batch_first else step * self.batch + sequence
-        if self.dense:
-            return grid.ravel()
-        active = np.zeros((self.steps, self.batch), bool)
-        np.less(np.arange(self.batch), np.array(self.sizes)[:, None], out=active[: len(self.sizes)])
-        return np.concatenate([grid[active], grid[~active]])
+        step, sequence = np.arange(self.steps)[:, None], np.arange(self.batch)
+        return (sequence * self.steps + step if self.batch_first else step * self.batch + sequence).ravel()
 
     @cached_property
     def rows(self) -> Rows:
         """What kernels are told of it."""
-        return Rows(self.sizes, self.places)
+        return Rows.of(self.sizes, self.places)
 
     def part(self, first: int, last: int) -> Layout:
         """Some neighbouring steps, whose rows stay where they are in this batch; there is no padding among them."""
@@ -109,17 +111,64 @@ class Layout:
 
     def sort(self, state: torch.Tensor) -> torch.Tensor:
         """Bring [..., B, features] into the order of the packed rows."""
-        return state if self._order is None else state.index_select(-2, torch.from_numpy(self._order).to(state.device))
+        return state if self._order is None else state.index_select(-2, self._order.to(state.device))
 
     def unsort(self, state: torch.Tensor) -> torch.Tensor:
         """Bring [..., B, features] back into the caller's order."""
-        return state if self._order is None else state.index_select(-2, self._inverse.to(state.device))
+        return state if self._inverse is None else state.index_select(-2, self._inverse.to(state.device))
+
+
+class Padded(Layout):
+    """The layout of a batch of sequences with padding after them.
+
+    Args:
+        lengths: [B] of int64, contiguous and on the CPU; B is at least 1.
+        steps: T.
+        batch_first: the batch is [B, T, ...] rather than [T, B, ...].
+
+    Attributes:
+        shortest, longest: of the lengths. Where these are below 0 or above T, nothing else is known of the layout.
+    """
+
+    def __init__(self, lengths: torch.Tensor, steps: int, *, batch_first: bool) -> None:
+        self.batch, self.steps, self.batch_first = len(lengths), steps, batch_first
+        self.packed = self.kept = self.dense = False
+        self._parts = parts = Table(self.batch, steps)
+        self._table = table = torch.empty(parts.total, dtype=torch.int64)
+        kernel, self._at = _kernel(), table.data_ptr()
+        arguments = kernel.arguments((lengths.data_ptr(), self.batch, steps, batch_first, self._at, 0, 0, 0, 0, 0))
+        kernel.run(arguments)
+        self.shortest, self.longest, self._begun, self.count, in_order = arguments[-5:]
+        self._order = self._inverse = None
+        if not in_order:
+            self._order, self._inverse = table[: self.batch], table[parts.inverse : parts.offsets]
 
     @cached_property
-    def _inverse(self) -> torch.Tensor:
-        inverse = np.empty_like(self._order)
-        inverse[self._order] = np.arange(self.batch)
-        return torch.from_numpy(inverse)
+    def sizes(self) -> list[int]:
+        # At least one step, of no rows: then final states depend on every parameter, with a gradient of zeros.
+        begin = self._parts.offsets
+        return self._table[begin : begin + max(1, self.longest) + 1].diff().tolist()
+
+    @cached_property
+    def places(self) -> np.ndarray:
+        return self._table[self._parts.places :].numpy()
+
+    @cached_property
+    def rows(self) -> Rows:
+        """What kernels are told of it."""
+        offsets, places = (self._at + 8 * part for part in (self._parts.offsets, self._parts.places))
+        steps, every = max(1, self.longest), self.steps * self.batch
+        return Rows(steps, self._begun, self.count, offsets, places, every, self._table)
+
+    @property
+    def unequal(self) -> bool:
+        return self.shortest < self.longest
+
+
+@lru_cache(maxsize=1)
+def _kernel() -> Pass:
+    function = Function("lengths", lengths.SLOTS, fixed_code("lengths", lambda: lengths.write().module))
+    return Pass(function, {}, lengths.ARGUMENTS, Parts())
 
 
 _MOST_KEPT = 1 << 15  # rows; beyond, a table of places is large, and quickly made beside what is done with them

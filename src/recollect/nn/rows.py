@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-from recollect.engine.layout import Layout, dense
+from recollect.engine.layout import Layout, Padded, dense
 from recollect.errors import InputError
 
 
@@ -28,24 +28,32 @@ def lay_out(
     if isinstance(x, PackedSequence):
         if lengths is not None:
             raise InputError("a PackedSequence has its lengths already", given="lengths=", remedy="leave it out")
-        sizes, order = x.batch_sizes.tolist(), x.sorted_indices
-        return Layout(sizes, sizes[0], order=None if order is None else order.numpy(force=True))
+        sizes = x.batch_sizes.tolist()
+        return Layout(sizes, sizes[0], order=_on_cpu(x.sorted_indices), inverse=_on_cpu(x.unsorted_indices))
     batch, steps = (x.shape[0], x.shape[1]) if batch_first else (x.shape[1], x.shape[0])
     if lengths is None and batch:
         return dense(batch, steps, batch_first=batch_first)
 
-    valid = _checked_lengths([] if lengths is None else lengths, batch, steps)
-    in_order = bool((valid[:-1] >= valid[1:]).all())
-    if in_order and batch and valid[-1] == steps > 0:
-        return dense(batch, steps, batch_first=batch_first)
-    ended = np.cumsum(np.bincount(valid))  # [longest + 1]: sequences of length t or less
-    # At least one step, of no rows: then final states depend on every parameter, with a gradient of zeros.
-    sizes = (batch - ended[:-1]).tolist() or [0]
-    order = None if in_order else np.argsort(-valid, kind="stable")
-    return Layout(sizes, batch, steps, batch_first=batch_first, order=order)
+    if not batch:
+        _checked_lengths([] if lengths is None else lengths, batch)
+        return Layout([0], 0, steps, batch_first=batch_first)
+    layout = Padded(_checked_lengths(lengths, batch), steps, batch_first=batch_first)
+    if layout.shortest < 0 or layout.longest > steps:
+        raise InputError(
+            "a length lies outside the sequence",
+            given=f"lengths from {layout.shortest} to {layout.longest}",
+            expected=f"0 to T = {steps}",
+            remedy="lengths count the valid steps of each row of x",
+        )
+    return dense(batch, steps, batch_first=batch_first) if layout.shortest == steps > 0 else layout
 
 
-def _checked_lengths(lengths: torch.Tensor | Sequence[int], batch: int, steps: int) -> np.ndarray:
+def _on_cpu(order: torch.Tensor | None) -> torch.Tensor | None:
+    return None if order is None else order.cpu()
+
+
+def _checked_lengths(lengths: Any, batch: int) -> torch.Tensor:
+    """The lengths as a kernel reads them; whether they fit into T is still to be seen."""
     try:
         sizes = torch.as_tensor(lengths)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -54,17 +62,8 @@ def _checked_lengths(lengths: torch.Tensor | Sequence[int], batch: int, steps: i
         ) from error
     if sizes.shape != (batch,):
         raise InputError("lengths must have one number per row", given=tuple(sizes.shape), expected=f"[{batch}]")
-    if not batch:
-        return np.zeros(0, np.int64)
+    if sizes.dtype is torch.int64 and sizes.is_cpu and sizes.is_contiguous():  # most of them by far
+        return sizes
     if sizes.is_floating_point() or sizes.is_complex() or sizes.dtype == torch.bool:
         raise InputError("lengths must be whole numbers", given=sizes.dtype, expected="torch.int64, shape [B]")
-    valid = sizes.numpy(force=True).astype(np.int64)
-    low, high = int(valid.min()), int(valid.max())
-    if low < 0 or high > steps:
-        raise InputError(
-            "a length lies outside the sequence",
-            given=f"lengths from {low} to {high}",
-            expected=f"0 to T = {steps}",
-            remedy="lengths count the valid steps of each row of x",
-        )
-    return valid
+    return sizes.to("cpu", torch.int64).contiguous()

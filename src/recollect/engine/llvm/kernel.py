@@ -56,7 +56,7 @@ class Kernel:
 
     def set_slot(self, e: Emitter, name: str, value: Value) -> None:
         """Change an integer argument, for the stages that run after."""
-        e.builder.store(value.ir, e.integer_at(e.arguments[0], self.slots.index(name)).ir)
+        e.store_integer(value, e.arguments[0], self.slots.index(name))
 
     def entry(self, name: str) -> Emitter:
         """Begin the function that is called from outside, with the argument array."""
@@ -125,7 +125,7 @@ class Kernel:
         place = e.builder.alloca(I64, ir.Constant(I64, 2 * APART))
         meeting = Value(e.builder, e.builder.bitcast(place, POINTER))
         for counter in (0, APART):
-            e.builder.store(e.integer(0).ir, e.integer_at(meeting, counter).ir)
+            e.store_integer(e.integer(0), meeting, counter)
         self.set_slot(e, "meeting", Value(e.builder, e.builder.ptrtoint(place, I64)))
 
     def barrier(self, e: Emitter) -> None:

@@ -17,21 +17,34 @@ class Rows:
     """What a kernel is told of the rows.
 
     Args:
-        sizes: active rows at each step, never growing.
-        places: where each of these rows [N] stands in x, y and their like, and after them what else stands there,
-            which is padding.
+        steps: T, of which each has at least one row, or 1 where there are no rows at all.
+        begun: rows of the first step.
+        count: N, rows of all steps.
+        offsets, places: the addresses of the tables (`SLOTS`).
+        all_rows: rows and padding.
+        tables: owns them.
 
     Attributes:
-        steps, count: T and N, the sum of ``sizes``.
-        begun: rows of the first step.
+        steps, begun, count: as given.
         values: of the `SLOTS`.
     """
 
-    def __init__(self, sizes: Sequence[int], places: np.ndarray) -> None:
-        self.steps, self.begun = len(sizes), sizes[0]
-        # Arguments point to these.
-        self._places, self._offsets = places.astype(np.int64, copy=False), np.zeros(self.steps + 1, np.int64)
-        np.cumsum(sizes, out=self._offsets[1:])
-        self.count = int(self._offsets[-1])
-        addresses = self._offsets.ctypes.data, self._places.ctypes.data
-        self.values = (self.steps, 0, self.steps, *addresses, self.count, len(places))
+    def __init__(
+        self, steps: int, begun: int, count: int, offsets: int, places: int, all_rows: int, tables: object
+    ) -> None:
+        self.steps, self.begun, self.count, self._tables = steps, begun, count, tables
+        self.values = (steps, 0, steps, offsets, places, count, all_rows)
+
+    @classmethod
+    def of(cls, sizes: Sequence[int], places: np.ndarray) -> Rows:
+        """That of tables in NumPy, which it keeps.
+
+        Args:
+            sizes: active rows at each step, never growing.
+            places: where each of these rows [N] stands in x, y and their like, and after them what else stands there,
+                which is padding.
+        """
+        places, offsets = places.astype(np.int64, copy=False), np.zeros(len(sizes) + 1, np.int64)
+        np.cumsum(sizes, out=offsets[1:])
+        at = offsets.ctypes.data, places.ctypes.data
+        return cls(len(sizes), sizes[0], int(offsets[-1]), *at, len(places), (offsets, places))

@@ -263,6 +263,9 @@ class Emitter:
     def load_integer(self, pointer: Value, index: Value | int) -> Value:
         return Value(self.builder, self.builder.load(self.integer_at(pointer, index).ir, typ=I64))
 
+    def store_integer(self, value: Value, pointer: Value, index: Value | int) -> None:
+        self.builder.store(value.ir, self.integer_at(pointer, index).ir)
+
     def load_acquired(self, pointer: Value) -> Value:
         """An integer that another thread changes, and with it all that this thread had written before."""
         return Value(self.builder, self.builder.load_atomic(pointer.ir, "acquire", 8, typ=I64))
