@@ -1,11 +1,12 @@
 """The forward kernel: a whole sequence through one layer in one direction.
 
+    where weights take the time, for each chunk of steps: bias + x W_ih of all its rows    (`projection.py`)
     for each step:
         rows that begin here, or are reset, take their initial states
         for each unit block, in every other step from the last to the first:
             for each piece of the sum over inputs and units:    (its weights stay in the first-level cache)
                 for each block of rows of this thread:
-                    the tile:   accumulators = bias + x W_ih + h W_hh
+                    the tile:   accumulators = bias + x W_ih + h W_hh, where the first two are not there yet
             for each wave of the equations:                         (`engine/waves.py`)
                 for each row:
                     new states, printed from the cell's graph; store
@@ -26,8 +27,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from llvmlite import ir
-
 from recollect.engine.llvm.functions import VectorTarget
 from recollect.engine.llvm.kernel import (
     SLAB,
@@ -38,26 +37,28 @@ from recollect.engine.llvm.kernel import (
     clear_padding,
     given_slots,
     load_given,
-    pack_vectors,
     there_and_back,
     walk,
 )
+from recollect.engine.llvm.packing import Packed, write_pack
+from recollect.engine.llvm.projection import Projection
 from recollect.engine.llvm.tile import Ahead, Run, Tile, pieces
 from recollect.engine.llvm.tiling import Tiling
-from recollect.engine.llvm.values import I64, POINTER, Emitter, Value
+from recollect.engine.llvm.values import Emitter, Value
 from recollect.engine.plan import Plan
 
 
 def sizes(tiling: Tiling) -> tuple[str, ...]:
     """The argument slots that are sizes."""
-    return ("rows_of_set", "begun", "piece", *(("rounded_length", "rounded_of_thread") if tiling.bfloat16 else ()))
+    own = ("rounded_length", "rounded_of_thread") if tiling.bfloat16 else ("projected_steps",)
+    return ("rows_of_set", "begun", "piece", *own)
 
 
 def addresses(plan: Plan, tiling: Tiling) -> tuple[str, ...]:
     """The argument slots that come last: addresses, and what the call gives."""
     return (
         "x", "w_ih", "w_hh", "b_ih", "b_hh", "packed_vectors", "packed_bias", "packed",
-        *(f"states.{state}" for state in plan.states), *(("rounded",) if tiling.bfloat16 else ()),
+        *(f"states.{state}" for state in plan.states), "rounded" if tiling.bfloat16 else "projected",
         *(f"kept.{state}" for state in plan.states), "saved",
         *(f"y.{state}" for state in plan.outputs),
         *(f"{kind}.{state}" for kind in ("initial", "final") for state in plan.states),
@@ -68,97 +69,9 @@ def addresses(plan: Plan, tiling: Tiling) -> tuple[str, ...]:
 def write(plan: Plan, tiling: Tiling, *, save: bool, fetching: bool = False) -> Kernel:
     """Write the kernel; ``save`` keeps what the backward pass needs, ``fetching`` fetches weights ahead."""
     kernel = Kernel(tiling, (*sizes(tiling), *addresses(plan, tiling)))
-    pack, steps = _write_pack(kernel, plan), _write_steps(kernel, plan, save=save, fetching=fetching)
+    pack, steps = write_pack(kernel, plan), _write_steps(kernel, plan, save=save, fetching=fetching)
     kernel.write_entries("forward", pack, steps, len(plan.gates))
     return kernel
-
-
-def _panel(kernel: Kernel, e: Emitter, plan: Plan) -> tuple[Value, Value]:
-    """Packed weights of one unit block: numbers before the recurrent part, and in all."""
-    block, terms = kernel.tiling.block, kernel.products.terms
-    before = terms(kernel.slot(e, "inputs")) * (len(plan.input_gates) * block)
-    return before, before + terms(kernel.slot(e, "hidden")) * (len(plan.recurrent_gates) * block)
-
-
-def _write_pack(kernel: Kernel, plan: Plan) -> Emitter:
-    """Lay the weights out as the tile reads them: [unit block][term of k][accumulator][unit]; add the biases."""
-    pack_units = _write_pack_units(kernel)
-    e = kernel.stage("pack")
-    tiling, block = kernel.tiling, kernel.tiling.block
-    hidden, width, inputs = (kernel.slot(e, name) for name in ("hidden", "width", "inputs"))
-    packed, packed_bias = kernel.pointer(e, "packed"), kernel.pointer(e, "packed_bias")
-    before, panel = _panel(kernel, e, plan)
-    share, (_, thread, threads) = Share(e, kernel), e.arguments
-    # Where threads share units, each lays out what it will read; otherwise they take turns.
-    first, last = (group * tiling.group_blocks for group in share.of_units(width // tiling.group))
-    first, onward = e.choose(share.by_units, first, thread), e.choose(share.by_units, e.integer(1), threads)
-    with e.loop(first, last, onward) as unit_block:
-        for kind, start, count in (("inp", e.integer(0), inputs), ("rec", before, hidden)):
-            gates = plan.input_gates if kind == "inp" else plan.recurrent_gates
-            source = kernel.pointer(e, "w_ih" if kind == "inp" else "w_hh")
-            target = e.at(packed, unit_block * panel + start)
-            row_length = e.integer(len(gates) * block)
-            for position, gate in enumerate(gates):
-                for part in range(tiling.unit_vectors):
-                    offset = part * e.lanes
-                    e.call(
-                        pack_units, e.at(source, hidden * gate * count), e.at(target, position * block + offset),
-                        unit_block * block + offset, hidden, count, row_length,
-                    )  # fmt: skip
-        # Biases: [group][accumulator][unit], as the sums lie.
-        group = unit_block // tiling.group_blocks
-        which = unit_block - group * tiling.group_blocks
-        for place, name in enumerate(plan.accumulators):
-            kind, _, gate_name = name.partition(".")
-            gate = plan.gates.index(gate_name)
-            for part in range(tiling.unit_vectors):
-                unit = unit_block * block + part * e.lanes
-                total = e.variable(e.vector, e.zeros())
-                for bias, kinds in (("b_ih", ("pre", "inp")), ("b_hh", ("pre", "rec"))):
-                    pointer = kernel.pointer(e, bias)
-                    if kind in kinds:
-                        with e.when(kernel.slot(e, bias).compare("!=", 0)):
-                            found = e.load_masked(e.mask(hidden - unit), pointer, hidden * gate + unit)
-                            total.set(total.get() + found)
-                offset = (group * len(plan.accumulators) + place) * tiling.group + which * block + part * e.lanes
-                e.store(total.get(), packed_bias, offset)
-    pack_vectors(e, kernel, plan)
-    e.builder.ret_void()
-    return e
-
-
-def _write_pack_units(kernel: Kernel) -> ir.Function:
-    """Transpose one vector of units of one gate: ``column[term][unit] = w[first + unit][k]``, 0 for units past H.
-
-    A function, because to write its shuffles for every gate takes most of the time that a kernel takes to compile.
-    """
-    e = kernel.function("pack_units", POINTER, POINTER, I64, I64, I64, I64)
-    e.function.attributes.add("noinline")
-    w, column, first, hidden, count, row_length = e.arguments
-    products = kernel.products
-    per_vector = e.lanes * products.per_term
-    whole = count // per_vector * per_vector
-    # Square blocks [units, terms] are transposed in registers; what is left of k, one by one.
-    with e.loop(0, whole, per_vector) as k:
-        rows = []
-        for lane in range(e.lanes):
-            real = first + lane < hidden
-            row = e.choose(real, first + lane, e.integer(0))
-            masks = products.masks(e, e.choose(real, e.integer(per_vector), e.integer(0)))
-            rows.append(products.load(e, masks, w, row * count + k))
-        term = products.terms(k)
-        for step, values in enumerate(e.transposed(rows)):
-            e.store(values, column, (term + step) * row_length)
-    zero = Value(e.builder, e.element(0.0))
-    with e.loop(0, e.lanes) as lane:
-        row = e.at(w, (first + lane) * count)
-        end = e.choose(first + lane < hidden, count, whole)
-        with e.loop(whole, end, products.per_term) as k:
-            e.store_one(products.load_one(e, row, k, count), column, products.terms(k) * row_length + lane)
-        with e.loop(end, count, products.per_term) as k:
-            e.store_one(zero, column, products.terms(k) * row_length + lane)
-    e.builder.ret_void()
-    return e.function
 
 
 def _write_steps(kernel: Kernel, plan: Plan, *, save: bool, fetching: bool) -> Emitter:
@@ -174,24 +87,27 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool, fetching: bool) -> E
     target = VectorTarget(wide)
     hidden, width, inputs = (kernel.slot(e, name) for name in ("hidden", "width", "inputs"))
     x, saved, places = (kernel.pointer(e, name) for name in ("x", "saved", "places"))
-    packed, bias, vectors = (kernel.pointer(e, name) for name in ("packed", "packed_bias", "packed_vectors"))
+    packed, vectors = Packed(e, kernel, plan), kernel.pointer(e, "packed_vectors")
     initial, states, kept, final = (
         {state: kernel.pointer(e, f"{kind}.{state}") for state in plan.states}
         for kind in ("initial", "states", "kept", "final")
     )
     results_at = {state: kernel.pointer(e, f"y.{state}") for state in plan.outputs}
-    before, panel = _panel(kernel, e, plan)
-    row_lengths = len(plan.input_gates) * block, len(plan.recurrent_gates) * block
     make_operands = _RoundedOperands if tiling.bfloat16 else _Operands
     operands = make_operands(e, kernel, (inputs, hidden, width), x, states[plan.fed], tile.rows)
     sums, mids = (wide.scratch(SLAB * tile.rows * each) for each in (count, plan.waves.mids))
-    sums_stride, none = e.integer(count * group), e.integer(0)
+    sums_stride, row_lengths = e.integer(count * group), packed.row_lengths
     share, piece = Share(e, kernel), kernel.slot(e, "piece")
     first_group, last_group = share.of_units(width // group)
 
     backward_in_time = kernel.slot(e, "backward_in_time").compare("!=", 0)
     begin_step, end_step = (kernel.slot(e, name) for name in ("begin", "end"))
-    with walk(e, kernel, begin_step, end_step, descending=backward_in_time) as step:
+    projection = Projection(e, kernel, plan, packed, tile, (first_group, last_group), descending=backward_in_time)
+    first_term, terms = e.choose(projection.on, operands.inputs, e.integer(0)), operands.inputs + operands.hidden
+    with (
+        projection.chunks(begin_step, end_step) as (begin_chunk, end_chunk),
+        walk(e, kernel, begin_chunk, end_chunk, descending=backward_in_time) as step,
+    ):
         odd = step.index & 1
         set_in, set_out = (turn * kernel.slot(e, "rows_of_set") for turn in (odd, e.integer(1) - odd))
 
@@ -241,28 +157,29 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool, fetching: bool) -> E
             with (
                 e.loop(0, tiling.group_blocks) as unit_block,
                 e.when(units + unit_block * block < hidden),
-                pieces(e, operands.inputs + operands.hidden, piece) as (begin, end),
+                pieces(e, terms, piece, first_term) as (begin, end),
                 slab.rows(e, step.active) as (which, start, rows, first),
             ):
-                weights = e.at(packed, (which_group * tiling.group_blocks + unit_block) * panel)
+                weights = packed.weights(which_group * tiling.group_blocks + unit_block)
                 out = (e.at(sums, which * (tile.rows * count * group) + unit_block * block), sums_stride)
-                biases = e.at(bias, which_group * (count * group) + unit_block * block)
-                is_first = begin.compare("==", 0)
+                start_sums, start_stride = projection.sums(which_group, unit_block, step.row + start)
+                is_first = begin.compare("==", first_term)
                 with e.when(is_first), e.loop(start, start + rows) as row:
                     for part in range(parts):
                         claim(row, units + unit_block * block + part * e.lanes)
-                init = (e.choose(is_first, biases, out[0]), e.choose(is_first, none, out[1]))
+                init = (e.choose(is_first, start_sums, out[0]), e.choose(is_first, start_stride, out[1]))
                 x_from, x_end = e.least(begin, operands.inputs), e.least(end, operands.inputs)
                 h_from, h_end = begin - x_from, end - x_end
                 ahead = None
                 if fetching:
-                    next_piece = e.at(weights, x_end * row_lengths[0] + h_end * row_lengths[1])
+                    past = e.choose(end.compare("==", terms), projection.unread, e.integer(0))
+                    next_piece = e.at(weights, x_end * row_lengths[0] + h_end * row_lengths[1] + past)
                     ahead = Ahead.share(e, next_piece, max(row_lengths), end - begin, which, slab.count)
                 row_of_h = operands.h(which, set_in + first, h_from)
                 tile.call(
                     e, rows, out, init,
                     (*operands.x(which, x_from), x_end - x_from, e.at(weights, x_from * row_lengths[0])),
-                    (*row_of_h, h_end - h_from, e.at(weights, before + h_from * row_lengths[1])),
+                    (*row_of_h, h_end - h_from, e.at(weights, packed.before + h_from * row_lengths[1])),
                     places=e.integer_at(places, step.row + start), ahead=ahead,
                 )  # fmt: skip
             mask = wide.mask(hidden - units)

@@ -79,7 +79,7 @@ class Tile:
         self.rows, self.vectors, self.masked, self.placed = kernel.tiling.rows(vectors), vectors, masked, placed
         self._products = kernel.products
         self._columns = columns or [v * kernel.tiling.lanes for v in range(vectors)]
-        self._fetching = fetching
+        self.fetching = fetching
         # out, its stride, init, its stride, columns, the table of places; per run: a, its stride, k, w; what to fetch
         # and how much further on with each k.
         types = [POINTER, I64, POINTER, I64, I64, POINTER] + [POINTER, I64, I64, POINTER] * len(runs)
@@ -115,7 +115,7 @@ class Tile:
                 place = k * a_stride if run.down else k
                 if run.down:  # each k is on another line, often on another page: no processor foresees that
                     e.prefetch(rows[0], (k + _AHEAD) * a_stride)
-                if self._fetching:
+                if self.fetching:
                     e.prefetch(next_piece, k * further, later=True)
                 # Loaded where first needed: those of the shorter side stay, those of the longer one pass by.
                 order = [(r, v) for r in range(height) for v in range(run.first, run.last)]
@@ -129,7 +129,7 @@ class Tile:
                     if v not in vectors:
                         vectors[v] = e.load(weights, (v - run.first) * e.lanes)
                     total[r, v].set(self._products.multiply_add(e, numbers[r], vectors[v], total[r, v].get()))
-            if self._fetching:
+            if self.fetching:
                 next_piece = e.at(next_piece, count * further)
 
         for r, v in grid:
@@ -171,12 +171,12 @@ class Tile:
 
 
 @contextmanager
-def pieces(e: Emitter, count: Value, size: Value) -> Iterator[tuple[Value, Value]]:
-    """``for (begin, end) in the pieces of range(count)``.
+def pieces(e: Emitter, count: Value, size: Value, first: Value | int = 0) -> Iterator[tuple[Value, Value]]:
+    """``for (begin, end) in the pieces of range(first, count)``.
 
     A sum over many k is taken piece by piece, each for all rows, so that the packed weights of a piece stay in
     the first-level cache while row after row is multiplied with them. Sums go through memory in between, which
     changes no bit of them.
     """
-    with e.loop(0, count, size) as begin:
+    with e.loop(first, count, size) as begin:
         yield begin, e.least(begin + size, count)
