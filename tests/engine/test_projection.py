@@ -13,7 +13,7 @@ from recollect.engine.llvm.team import team
 from recollect.engine.plan import Variant
 from tolerances import assert_bits
 
-STEPS, BATCH, INPUTS, HIDDEN = 11, 5, 3, 21
+STEPS, BATCH, INPUTS, HIDDEN = 11, 5, 3, 69
 
 
 @pytest.fixture
@@ -74,9 +74,10 @@ def test_every_bit_stays_whatever_the_rows(each_way, name, division, batch_first
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("sizes", [(2, 700, 150), (7, 40, 1)])
-def test_every_bit_stays_whatever_the_sizes(each_way, dtype, sizes):
-    """Inputs in several pieces; units in several groups, of which the last is not whole."""
+@pytest.mark.parametrize(("sizes", "fetching"), [((2, 700, 150), False), ((7, 700, 150), True), ((7, 40, 1), False)])
+def test_every_bit_stays_whatever_the_sizes(each_way, monkeypatch, dtype, sizes, fetching):
+    """Inputs in several pieces; units in several groups, of which the last is not whole; weights fetched ahead."""
+    monkeypatch.setattr(Problem, "_fetching", lambda *_: fetching)
     batch, inputs, hidden = sizes
     torch.manual_seed(0)
     layer = nn.GRU(inputs, hidden, dtype=dtype)

@@ -47,8 +47,6 @@ class Projection:
         self._descending, self._row_length = descending, len(plan.accumulators) * kernel.tiling.group
         self._possible = not kernel.tiling.bfloat16  # whose rows of x are rounded slab by slab
         self._steps = kernel.slot(e, "projected_steps") if self._possible else e.integer(0)
-        self._most_rows = self._steps * kernel.slot(e, "rows_of_set")
-        self._all_sums = kernel.pointer(e, "projected") if self._possible else None
         self.on = self._steps.compare("!=", 0)
         self.unread = e.choose(self.on, packed.before, e.integer(0))
         self._first_row = e.variable(I64, e.integer(0))
@@ -76,7 +74,7 @@ class Projection:
 
     def _sums(self, group: Value, unit_block: Value, row: Value) -> Value:
         kernel, e = self._kernel, self._e
-        most = self._steps * kernel.slot(e, "rows_of_set")
+        most = self._steps * kernel.slot(e, "rows_of_set")  # rows of a chunk
         at = (group * most + row) * self._row_length + unit_block * kernel.tiling.block
         return e.at(kernel.pointer(e, "projected"), at)
 
@@ -103,5 +101,6 @@ class Projection:
                 e, e.least(end_row - row, e.integer(tile.rows)), (out, stride),
                 (e.choose(is_first, biases, out), e.choose(is_first, none, stride)),
                 (e.at(x, k), inputs, k_end - k, weights), (x, none, none, weights),
-                places=e.integer_at(places, row), ahead=Ahead(weights, none) if tile.fetching else None,
+                places=e.integer_at(places, row),
+                ahead=Ahead(weights, none) if tile.fetching else None,  # many rows share them already
             )  # fmt: skip
