@@ -132,12 +132,14 @@ class Tile:
             if self.fetching:
                 next_piece = e.at(next_piece, count * further)
 
-        for r, v in grid:
-            at = out_stride * places[r] + self._columns[v]
-            if self.masked:
-                e.store_masked(total[r, v].get(), masks[v], out, at)
-            else:
-                e.store(total[r, v].get(), out, at)
+        offsets = {(r, v): out_stride * places[r] + self._columns[v] for r, v in grid}
+        if self.masked:
+            for v, mask in enumerate(masks):
+                column = [(r, v) for r in range(height)]
+                e.store_column([total[at].get() for at in column], mask, out, [offsets[at] for at in column])
+        else:
+            for at in grid:
+                e.store(total[at].get(), out, offsets[at])
         e.builder.ret_void()
         return e.function
 

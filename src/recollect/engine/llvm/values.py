@@ -9,7 +9,7 @@ is the unroller.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -116,9 +116,17 @@ class Value:
 
 def constant(kind: Any, value: float) -> ir.Constant:
     """A constant of a type; the same number in every lane of a vector."""
-    if isinstance(kind, ir.VectorType):
-        return ir.Constant(kind, [ir.Constant(kind.element, value)] * kind.count)
-    return ir.Constant(kind, value)
+    return Splat(kind, value) if isinstance(kind, ir.VectorType) else ir.Constant(kind, value)
+
+
+class Splat(ir.Constant):
+    """A vector constant that is written once: lane by lane, constants were half of a kernel's text."""
+
+    def __init__(self, kind: ir.VectorType, value: Any) -> None:
+        self.type, self.constant = kind, ir.Constant(kind.element, value)
+
+    def _get_reference(self) -> str:
+        return f"splat ({self.constant})"
 
 
 class Emitter:
@@ -232,6 +240,8 @@ class Emitter:
 
     def at(self, pointer: Value, offset: Value | int) -> Value:
         """The address ``offset`` numbers further on."""
+        if isinstance(offset, int) and not offset:
+            return pointer
         offset = offset if isinstance(offset, Value) else self.integer(offset)
         return Value(self.builder, self.builder.gep(pointer.ir, [offset.ir], source_etype=self.element))
 
@@ -272,10 +282,10 @@ class Emitter:
 
     def splat(self, value: Value) -> Value:
         """One number, or integer, in every lane."""
-        undefined = ir.Constant(ir.VectorType(value.ir.type, self.lanes), ir.Undefined)
-        first = self.builder.insert_element(undefined, value.ir, ir.Constant(ir.IntType(32), 0))
+        nothing = Splat(ir.VectorType(value.ir.type, self.lanes), ir.Undefined)
+        first = self.builder.insert_element(nothing, value.ir, ir.Constant(ir.IntType(32), 0))
         zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
-        return Value(self.builder, self.builder.shuffle_vector(first, undefined, zeros))
+        return Value(self.builder, self.builder.shuffle_vector(first, nothing, zeros))
 
     def transposed(self, rows: list[Value]) -> list[Value]:
         """As many vectors as they have lanes, with rows and columns exchanged.
@@ -302,24 +312,34 @@ class Emitter:
 
     def mask(self, count: Value) -> Mask:
         """A condition that holds in the first ``count`` lanes."""
-        return Mask(self.builder, (self.lane_numbers() < self.splat(count)).ir, count >= self.lanes)
+        # Compared in integers as wide as the numbers, which take no conversion; nothing has 2^31 columns.
+        bits = self.bits.element
+        narrow = count if bits == I64 else Value(self.builder, self.builder.trunc(count.ir, bits))
+        return Mask(self.builder, (self.lane_numbers(bits) < self.splat(narrow)).ir, count >= self.lanes)
 
-    def lane_numbers(self) -> Value:
+    def lane_numbers(self, kind: ir.IntType = I64) -> Value:
         """The integers 0, 1, 2, ... in the lanes."""
-        return Value(self.builder, ir.Constant(ir.VectorType(I64, self.lanes), list(range(self.lanes))))
+        return Value(self.builder, ir.Constant(ir.VectorType(kind, self.lanes), list(range(self.lanes))))
 
     def store_masked(self, value: Value, mask: Mask, pointer: Value, offset: Value | int) -> None:
         """Store the lanes where ``mask`` holds; the others' memory is not touched."""
-        place = self.at(pointer, offset)
+        self.store_column([value], mask, pointer, [offset])
+
+    def store_column(self, values: Sequence[Value], mask: Mask, pointer: Value, offsets: Sequence[Value | int]) -> None:
+        """The same for vectors that share a mask."""
+        stores = [(value, self.at(pointer, offset)) for value, offset in zip(values, offsets, strict=True)]
         if self._masks_are_free:
-            self._masked("store", VOID, value, place, mask)
+            for value, place in stores:
+                self._masked("store", VOID, value, place, mask)
             return
         # AVX2's masked store takes a dozen cycles, and most vectors are whole.
         with self.builder.if_else(mask.whole.ir) as (whole, part):
             with whole:
-                self.store(value, place)
+                for value, place in stores:
+                    self.store(value, place)
             with part:
-                self._masked("store", VOID, value, place, mask)
+                for value, place in stores:
+                    self._masked("store", VOID, value, place, mask)
 
     def load_masked(self, mask: Value, pointer: Value, offset: Value | int) -> Value:
         """Load the lanes where ``mask`` holds, 0 in the others."""
