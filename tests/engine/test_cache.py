@@ -18,7 +18,7 @@ import torch
 
 import recollect
 from recollect import cells, nn
-from recollect.engine import calls
+from recollect.engine import calls, plain
 from recollect.engine.llvm import cache, kernels
 from recollect.engine.llvm.machine import Code, compile_module, host
 from recollect.engine.plan import Variant
@@ -66,7 +66,7 @@ def call(monkeypatch, compiled):
 
     def call_afresh():
         monkeypatch.setattr(kernels, "_CACHE", {})
-        for kept in (calls.kept_problem, calls.sized_problem):  # they hold kernels too
+        for kept in (calls.kept_problem, calls.sized_problem, plain._calls):  # they hold kernels too
             kept.cache_clear()
         layer.zero_grad()
         y, h = layer(x)

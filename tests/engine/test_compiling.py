@@ -12,7 +12,7 @@ import torch
 
 import recollect
 from recollect import nn
-from recollect.engine import calls
+from recollect.engine import calls, plain
 from recollect.engine.llvm import kernels
 from tolerances import GRADIENT, assert_equal
 
@@ -39,7 +39,7 @@ def _nothing_known(tmp_path, monkeypatch):
 
 
 def _forget():
-    for kept in (calls.kept_problem, calls.sized_problem):  # they hold kernels too
+    for kept in (calls.kept_problem, calls.sized_problem, plain._calls):  # they hold kernels too
         kept.cache_clear()
 
 
