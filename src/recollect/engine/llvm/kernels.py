@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import threading
-from collections.abc import Callable
-from contextlib import suppress
 
 from recollect.engine.llvm import backward, cache, forward
 from recollect.engine.llvm.machine import COMPILING, Code, compile_module, host
@@ -16,11 +12,6 @@ from recollect.engine.plan import Variant, make_plan
 from recollect.graph.graph import Graph
 
 _CACHE: dict[tuple[object, ...], Kernels] = {}
-# Each is held while that kernel is made, so that it is made once.
-_MAKING: dict[tuple[object, ...], threading.RLock] = {}
-# In a forked child, no thread is there that would release one.
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_MAKING.clear)
 
 
 class Function:
@@ -55,9 +46,8 @@ class Kernels:
         dtype: str,
         variant: Variant,
     ) -> None:
-        self._machine = host()
         if variant.bfloat16:
-            self._machine.check_bfloat16()  # a graph may have been traced on another machine
+            host().check_bfloat16()  # a graph may have been traced on another machine
         self.plan = make_plan(graph, gates, states, vectors, variant)
         self.dtype, self._bfloat16 = dtype, variant.bfloat16
         self._content = (graph.key, gates, states, vectors, dtype, variant)
@@ -70,17 +60,12 @@ class Kernels:
 
     def tiling(self, inputs: int, hidden: int) -> Tiling:
         """How a layer of these sizes is cut into tiles."""
-        return make_tiling(self.plan, self._machine, self.dtype, inputs, hidden, bfloat16=self._bfloat16)
+        return make_tiling(self.plan, host(), self.dtype, inputs, hidden, bfloat16=self._bfloat16)
 
-    def forward(
-        self, tiling: Tiling, *, save: bool, fetching: bool = False, meanwhile: Callable[[], object] | None = None
-    ) -> Function:
-        """The forward pass; with ``save`` it keeps what the backward pass reads, ``fetching`` weights ahead.
-
-        Where it has to be compiled, ``meanwhile`` is called in a thread of its own: it asks for what is needed next.
-        """
+    def forward(self, tiling: Tiling, *, save: bool, fetching: bool = False) -> Function:
+        """The forward pass; with ``save`` it keeps what the backward pass reads, ``fetching`` weights ahead."""
         kind = ("fetching",) if fetching else ()
-        return self._get(("forward", save, tiling.unit_vectors, tiling.group_blocks, *kind), tiling, meanwhile)
+        return self._get(("forward", save, tiling.unit_vectors, tiling.group_blocks, *kind), tiling)
 
     def backward(self, tiling: Tiling, *, watched: bool = False, fetching: bool = False) -> Function:
         """The backward pass; if it is ``watched`` it also leaves dL/ds of each state at each step."""
@@ -88,48 +73,30 @@ class Kernels:
         kind = [name for name, wanted in (("watched", watched), ("fetching", fetching)) if wanted]
         return self._get(("backward", *sizes, *kind), tiling)
 
-    def _get(self, key: tuple[object, ...], tiling: Tiling, meanwhile: Callable[[], object] | None = None) -> Function:
+    def _get(self, key: tuple[object, ...], tiling: Tiling) -> Function:
         found = self._functions.get(key)
         if found is None:
-            with _MAKING.setdefault((self._content, key), threading.RLock()):  # whoever waited finds it made
+            with COMPILING:  # whoever waited finds it made
                 found = self._functions.get(key)
                 if found is None:
-                    found = self._functions[key] = self._make(key, tiling, meanwhile)
+                    found = self._functions[key] = self._make(key, tiling)
         return found
 
-    def _make(self, key: tuple[object, ...], tiling: Tiling, meanwhile: Callable[[], object] | None) -> Function:
+    def _make(self, key: tuple[object, ...], tiling: Tiling) -> Function:
         """Take a kernel from the disk; where it is not there yet, write and compile it and leave it there."""
-        name, machine = str(key[0]), self._machine
+        name, machine = str(key[0]), host()
         place = cache.key(self._content, key, machine)
         entry = cache.load(place)
-        if entry is not None:
-            slots, _, code = entry.partition(b"\n")
-            return Function(name, tuple(slots.decode().split()), Code(code, machine))
-        if name == "forward":
-            kernel = forward.write(self.plan, tiling, save=bool(key[1]), fetching="fetching" in key)
-        else:
-            kernel = backward.write(self.plan, tiling, watched="watched" in key, fetching="fetching" in key)
-        text = str(kernel.module)
-        if meanwhile is not None:
-            _begin(meanwhile)
-        with COMPILING:  # until it can be called: otherwise what comes next would be compiled in between
-            code = compile_module(text, machine)
-            made = Function(name, kernel.slots, Code(code, machine))
-        # With its slots, so that a kernel from the disk is called without being written.
-        cache.store(place, " ".join(kernel.slots).encode() + b"\n" + code)
-        return made
-
-
-def _begin(ask: Callable[[], object]) -> None:
-    """Ask for a kernel in a thread, which ends when that is made; a process that exits waits for it."""
-
-    def work() -> None:
-        # Whoever needs the kernel makes it again then, and gets the error.
-        with suppress(Exception):
-            ask()
-
-    with suppress(RuntimeError):  # no more threads can be started, or the interpreter is about to exit
-        threading.Thread(target=work, name="recollect-compiler").start()
+        if entry is None:
+            if name == "forward":
+                kernel = forward.write(self.plan, tiling, save=bool(key[1]), fetching="fetching" in key)
+            else:
+                kernel = backward.write(self.plan, tiling, watched="watched" in key, fetching="fetching" in key)
+            # With its slots, so that a kernel from the disk is called without being written.
+            entry = " ".join(kernel.slots).encode() + b"\n" + compile_module(str(kernel.module), machine)
+            cache.store(place, entry)
+        slots, _, code = entry.partition(b"\n")
+        return Function(name, tuple(slots.decode().split()), Code(code, machine))
 
 
 def kernels_for(

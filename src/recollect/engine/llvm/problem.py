@@ -253,10 +253,9 @@ class Problem:
             "projected_steps": ahead,
         }  # fmt: skip
         fetching = self._fetching(blocks["blocks"], width * per_unit)
-        # Who trains will need `backward`: it is written while LLVM compiles this one, and compiled while this one runs.
-        meanwhile = (lambda: self.backward) if save else None
-        function = self.kernels.forward(tiling, save=save, fetching=fetching, meanwhile=meanwhile)
-        return Pass(function, sizes, forward.addresses(plan, tiling), parts)
+        return Pass(
+            self.kernels.forward(tiling, save=save, fetching=fetching), sizes, forward.addresses(plan, tiling), parts
+        )
 
     @property
     def backward(self) -> Pass:
