@@ -179,6 +179,12 @@ class TestTime:
         timing.paired(lambda: calls.append(0), lambda: None, least=2, most=2)
         assert len(calls) > 100
 
+    def test_beside_a_short_call_a_long_one_follows_its_like_too(self):
+        """Or one would be measured with its code in the caches, and the other without."""
+        calls = []
+        timing.paired(lambda: calls.append("a"), lambda: (calls.append("b"), time.sleep(0.005)), least=1, most=1)
+        assert calls[-3:] == ["a", "b", "b"]
+
     def test_what_the_deadline_leaves_no_room_for_is_named(self):
         late = [replace(subject(lambda _: trial()), name=name) for name in ("GRU", "RNN")]
         found = measure(*late, deadline=time.perf_counter() - 1)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-# A shorter call is repeated within one sample for so long, so that the clock is no part of what it reads.
+# Shorter calls are repeated within one sample for so long, so that the clock is no part of what it reads.
 SAMPLE = 2e-3
 # Thread pools spin for about so long after their work; the next function shall have the cores for itself.
 REST = 2e-3
@@ -58,21 +58,24 @@ def paired(
         once = [0.0, 0.0]
         for _ in range(WARM_UP):
             once = [_seconds(function, 1) for function in sides]
-        if time.perf_counter() + least * sum(once) > deadline:
+        # Where one of them is short, each follows its like, as in a loop: its code is in the caches then, and its
+        # threads are awake. After a rest neither is so; that is for both or for none.
+        in_loop = min(once) < SAMPLE / 2
+        if time.perf_counter() + least * sum(once) * (2 if in_loop else 1) > deadline:
             return None
-        calls = [max(1, math.ceil(SAMPLE / each)) if each < SAMPLE / 2 else 1 for each in once]
+        calls = [math.ceil(SAMPLE / each) if in_loop else 1 for each in once]
         while len(times[1]) < least or (len(times[1]) < most and time.perf_counter() < until):
             for place, function in enumerate(sides):
-                times[place].append(_sample(function, calls[place]))
+                times[place].append(_sample(function, calls[place], in_loop=in_loop))
     finally:
         gc.enable()
     return Pair(*times)
 
 
-def _sample(function: Callable[[], object], calls: int) -> float:
+def _sample(function: Callable[[], object], calls: int, *, in_loop: bool) -> float:
     time.sleep(REST)
-    if calls > 1:
-        function()  # wakes the threads that the rest put to sleep, as the call before would in a loop
+    if in_loop:
+        function()
     return _seconds(function, calls)
 
 
