@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import recollect
+from forgetting import forget_problems
 from recollect import cells, nn
 from recollect.engine import calls, precision
-from recollect.engine.calls import kept_problem
 from recollect.engine.llvm import kernels
 from recollect.engine.llvm.division import Division
 from recollect.engine.llvm.kernel import Kernel
@@ -44,13 +44,13 @@ def _bfloat16(monkeypatch):
     become(monkeypatch, HERE)
     monkeypatch.setattr(kernels, "_CACHE", _kernels)
     yield
-    kept_problem.cache_clear()
+    forget_problems()
 
 
 def become(monkeypatch, machine):
     for module in (kernels, precision):
         monkeypatch.setattr(module, "host", lambda: machine)
-    kept_problem.cache_clear()
+    forget_problems()
 
 
 def distance(found, true):
@@ -238,7 +238,7 @@ def test_no_division_among_threads_changes_a_bit(monkeypatch):
 
     def under(division):
         monkeypatch.setattr(calls, "divide", lambda *_: division)
-        kept_problem.cache_clear()
+        forget_problems()
         with torch.no_grad(), recollect.set_precision("bfloat16"):
             inferred = layer(x, lengths=lengths)[0]
         return [inferred, *gradients(layer, x), *gradients(layer, x, lengths=lengths)]

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 import recollect
+from forgetting import forget_problems
 from recollect import cells, nn
-from recollect.engine import calls, plain
 from recollect.engine.llvm import cache, kernels
 from recollect.engine.llvm.machine import Code, compile_module, host
 from recollect.engine.plan import Variant
@@ -66,8 +66,7 @@ def call(monkeypatch, compiled):
 
     def call_afresh():
         monkeypatch.setattr(kernels, "_CACHE", {})
-        for kept in (calls.kept_problem, calls.sized_problem, plain._calls):  # they hold kernels too
-            kept.cache_clear()
+        forget_problems()
         layer.zero_grad()
         y, h = layer(x)
         (y.square().sum() + h.sum()).backward()

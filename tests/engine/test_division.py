@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from forgetting import forget_problems
 from recollect import cells, nn
 from recollect.engine import autograd, calls
-from recollect.engine.calls import kept_problem
 from recollect.engine.llvm.division import Division, divide
 from recollect.engine.llvm.problem import Problem
 from recollect.engine.llvm.team import team
@@ -25,19 +25,19 @@ def under(monkeypatch):
 
     def call(division, function):
         monkeypatch.setattr(calls, "divide", lambda *_: division)
-        kept_problem.cache_clear()
+        forget_problems()
         return function()
 
     yield call
-    kept_problem.cache_clear()
+    forget_problems()
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru", "slstm"])
+@pytest.mark.parametrize(("name", "bidirectional"), [("lstm", True), ("gru", True), ("slstm", True), ("lstm", False)])
 @pytest.mark.parametrize("sizes", [(1, 3, 5, 7), (37, 40, 65, 11), (130, 9, 12, 3)])
-def test_outputs_and_gradients_keep_every_bit(under, name, sizes):
+def test_outputs_and_gradients_keep_every_bit(under, name, bidirectional, sizes):
     batch, inputs, hidden, steps = sizes
     torch.manual_seed(0)
-    layer = nn.Recurrent(getattr(cells, name), inputs, hidden, bidirectional=True)
+    layer = nn.Recurrent(getattr(cells, name), inputs, hidden, bidirectional=bidirectional)
     x = torch.randn(steps, batch, inputs, requires_grad=True)
     lengths, resets = torch.randint(0, steps + 1, (batch,)), torch.rand(steps, batch) < 0.2
 
@@ -67,13 +67,13 @@ def test_weights_that_are_fetched_ahead_keep_every_bit(under, monkeypatch, name,
 
     def results(wanted):
         monkeypatch.setattr(Problem, "_fetching", lambda *_: wanted)
-        calls.sized_problem.cache_clear()
+        forget_problems()
         y, _ = layer(x)
         return [y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])]
 
     plain = under(division, lambda: results(False))
     fetching = under(division, lambda: results(True))
-    calls.sized_problem.cache_clear()
+    forget_problems()
     assert all(map(torch.equal, fetching, plain))
 
 

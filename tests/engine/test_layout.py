@@ -41,6 +41,37 @@ def test_packed_rows_are_in_the_order_of_torch():
     assert own.places.tolist() == list(range(13))
 
 
+@pytest.mark.parametrize(
+    "give",
+    [
+        list,
+        tuple,
+        lambda lengths: torch.tensor(lengths, dtype=torch.int32),
+        lambda lengths: torch.tensor(lengths, dtype=torch.uint8),
+        lambda lengths: torch.tensor([lengths, lengths]).T[:, 1],  # every other number in memory
+    ],
+)
+def test_lengths_are_whole_numbers_of_any_kind(give):
+    x = torch.randn(6, 5, 2)
+    layout, expected = (lay_out(x, lengths, batch_first=False) for lengths in (give(LENGTHS), torch.tensor(LENGTHS)))
+    assert layout.places.tolist() == expected.places.tolist()
+    assert layout.sizes == expected.sizes == [4, 3, 3, 2, 2]
+    assert (layout.shortest, layout.longest, layout.rows.begun) == (0, 5, 4)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_the_order_is_that_of_a_stable_sort(batch_first):
+    generator = torch.Generator().manual_seed(3)
+    for steps, batch in ((1, 1), (7, 40), (50, 6), (3, 200)):
+        lengths = torch.randint(0, steps + 1, (batch,), generator=generator)
+        order = torch.sort(lengths, descending=True, stable=True).indices
+        rows = [(t, row) for t in range(steps) for row in order.tolist()]
+        rows.sort(key=lambda each: each[0] >= lengths[each[1]])  # padding goes last
+        x = torch.empty(*((batch, steps) if batch_first else (steps, batch)), 1)
+        layout = lay_out(x, lengths, batch_first=batch_first)
+        assert layout.places.tolist() == [row * steps + t if batch_first else t * batch + row for t, row in rows]
+
+
 def test_states_are_sorted_and_unsorted():
     x, state = torch.randn(5, 5, 2), torch.randn(2, 5, 3)
     layout = lay_out(x, LENGTHS, batch_first=False)

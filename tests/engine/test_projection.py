@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from forgetting import forget_problems
 from recollect import cells, nn
 from recollect.engine import calls, wavefront
 from recollect.engine.llvm.division import Division
@@ -26,15 +27,13 @@ def each_way(monkeypatch):
             monkeypatch.setattr(calls, "divide", lambda *_: division)
         for steps in (0, 1, 3, 64):
             monkeypatch.setattr(Problem, "_projected_steps", lambda self, _, steps=steps: min(steps, self._longest))
-            calls.kept_problem.cache_clear()
-            calls.sized_problem.cache_clear()
+            forget_problems()
             torch.manual_seed(1)
             found.append(function())
         return found
 
     yield call
-    calls.kept_problem.cache_clear()
-    calls.sized_problem.cache_clear()
+    forget_problems()
 
 
 def assert_same(on, off):

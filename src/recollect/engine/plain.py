@@ -92,7 +92,7 @@ class _Calls:
         gates, states = self.problem.gates, len(cell.states)
         biases = [(gates,)] * 2 if bias else []
         self.shapes = [shape, (gates, inputs), (gates, hidden), *biases, *[(hidden,)] * len(cell.vectors)]
-        self._starts, self._padded = [self.problem.zeros] * states, self.problem.width != hidden
+        self._starts, self._wider = [self.problem.zeros] * states, self.problem.width != hidden
         # For results to be made like them, without memory of their own.
         number = torch.zeros(1, dtype=dtype)
         self._results = [number.expand(*rows, hidden), *[number.expand(1, layout.batch, self.problem.width)] * states]
@@ -115,7 +115,7 @@ class _Calls:
         output, *final = [each.data_ptr() for each in results]
         values = forward_addresses(problem.plan, read, (output,), final, self._starts, vectors, scratch, kept)
         kernel.run(kernel.arguments(values, problem.rows.values))
-        if self._padded:
+        if self._wider:
             results[1:] = [each[:, :, : problem.hidden].contiguous() for each in results[1:]]
         if not layout.dense:
             begun = problem.rows.begun
