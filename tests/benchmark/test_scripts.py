@@ -27,6 +27,7 @@ def run(name: str, *arguments: str) -> subprocess.CompletedProcess:
             ["probe", "--rounds", "1", "--steps", "10", "--sizes", "2", "3", "4", "5"],
             {"ms a step": 3, " %": 2, "refused": 0},
         ),
+        (["limits", "--seconds", "0", "--threads", "1", "--most-rows", "8"], {"thread(s)": 2, "%": 12}),
         (["long_sequences", "--steps", "4000", "--passes", "1"], {"MiB beyond": 2, "refused": 0}),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
