@@ -35,7 +35,8 @@ def lay_out(
         return dense(batch, steps, batch_first=batch_first)
 
     if not batch:
-        _checked_lengths([] if lengths is None else lengths, batch)
+        if lengths is not None:
+            _checked_lengths(lengths, batch)
         return Layout([0], 0, steps, batch_first=batch_first)
     layout = Padded(_checked_lengths(lengths, batch), steps, batch_first=batch_first)
     if layout.shortest < 0 or layout.longest > steps:
@@ -62,7 +63,7 @@ def _checked_lengths(lengths: Any, batch: int) -> torch.Tensor:
         ) from error
     if sizes.shape != (batch,):
         raise InputError("lengths must have one number per row", given=tuple(sizes.shape), expected=f"[{batch}]")
-    if sizes.dtype is torch.int64 and sizes.is_cpu and sizes.is_contiguous():  # most of them by far
+    if not batch or (sizes.dtype is torch.int64 and sizes.is_cpu and sizes.is_contiguous()):  # most of them by far
         return sizes
     if sizes.is_floating_point() or sizes.is_complex() or sizes.dtype == torch.bool:
         raise InputError("lengths must be whole numbers", given=sizes.dtype, expected="torch.int64, shape [B]")
