@@ -6,10 +6,10 @@ For each shape, in turn in one process, on all threads and on one:
     fixed    what a call costs beside its steps, by a second call of T / 2 steps
     exp      what exponentials and divisions add, beside a cell of the same gates that has none
     tile     the rest: products, loads and stores
-    at peak  the products alone, if every multiply-add were done at the FMA peak, looked at in turn with the calls
+    at peak  the products alone, if every multiply-add were done at the FMA peak, the best that was ever seen here
 
-The figures are medians in microseconds a step, but for the last two columns: the share of the peak that the median call
-reaches of the median look at it, and the fastest call of the fastest look. On a shared machine these differ.
+The figures are medians in microseconds a step; the last two columns are the shares of the peak that the median call and
+the fastest one reach. On a shared machine these differ, as the peak is what it can do at its best.
 """
 
 from __future__ import annotations
@@ -66,27 +66,31 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def measure(shape: Sequence[int], peak: Peak, budget: float, *, training: bool) -> str:
-    """A line of the table."""
+def measure(shape: Sequence[int], peak: Peak, budget: float, *, training: bool) -> list[list[float]]:
+    """Seconds of each of the `calls`, in turn."""
     *sizes, steps = shape
-    batch, inputs, hidden = sizes
-    end, looks, times = time.perf_counter() + budget, [], [[], [], []]
+    end, times = time.perf_counter() + budget, [[], [], []]
     with torch.set_grad_enabled(training):
         each = calls(sizes, steps, training=training)
         for call in each:
             call()
-        while time.perf_counter() < end or len(looks) < 5:
-            looks.append(peak.look(200_000))
+        while time.perf_counter() < end or len(times[0]) < 5:
+            peak.look(4_000_000)
             for place, call in enumerate(each):
                 times[place].append(seconds(call))
+    return times
+
+
+def line(shape: Sequence[int], times: list[list[float]], peak: float, *, training: bool) -> str:
+    """A line of the table; the peak is in GFLOP/s."""
+    batch, inputs, hidden, steps = shape
     whole, half, plain = (statistics.median(its) * 1e6 for its in times)
     step = (whole - half) / (steps - steps // 2)
     fixed, exponentials = whole - step * steps, (whole - plain) / steps
-    kiloflops = 2e-3 * batch * 4 * hidden * (inputs + hidden) * (3 if training else 1)  # of a step
-    fastest, looked = min(times[0]) * 1e6, statistics.median(looks)
-    shares = kiloflops * steps / whole / looked, kiloflops * steps / fastest / max(looks)
-    columns = whole / steps, fixed / steps, exponentials, step - exponentials, kiloflops / looked
-    return "".join(f"{column:9.2f}" for column in columns) + "".join(f"{share:8.0%}" for share in shares)
+    at_peak = 2e-3 * batch * 4 * hidden * (inputs + hidden) * (3 if training else 1) / peak
+    columns = whole / steps, fixed / steps, exponentials, step - exponentials, at_peak
+    shares = at_peak * steps / whole, at_peak * steps / min(times[0]) / 1e6
+    return "".join(f"{column:9.2f}" for column in columns) + "".join(f"{share:9.0%}" for share in shares)
 
 
 def main() -> int:
@@ -104,13 +108,13 @@ def main() -> int:
     for threads, training, shape in track(lines, "measuring", transient=True):
         torch.set_num_threads(threads)
         found.append(measure(shape, peaks[threads], arguments.seconds, training=training))
-    heads = "".join(f"{head:>9}" for head in ("call", "fixed", "exp", "tile", "at peak")) + f"{'median':>8}{'best':>8}"
+    heads = "".join(f"{head:>9}" for head in ("call", "fixed", "exp", "tile", "at peak", "share", "fastest"))
     before = None
-    for (threads, training, shape), line in zip(lines, found, strict=True):
+    for (threads, training, shape), times in zip(lines, found, strict=True):
         if (threads, training) != before:
             print(f"{'training' if training else 'inference'}, {threads} thread(s)\n{'(B, I, H, T)':24}{heads}")
             before = threads, training
-        print(f"{tuple(shape)!s:24}{line}")
+        print(f"{tuple(shape)!s:24}{line(shape, times, peaks[threads].gflops, training=training)}")
     return 0
 
 
