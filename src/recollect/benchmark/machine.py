@@ -44,17 +44,15 @@ class Peak:
         for _ in range(5):
             self.look(4_000_000)
 
-    def look(self, rounds: int = 1_000_000) -> float:
-        """Measure once more, some 10 ms, and return what was seen this time."""
+    def look(self, rounds: int = 1_000_000) -> None:
+        """Measure once more; some 10 ms."""
         with ThreadPoolExecutor(len(self._memory)) as pool:
             list(pool.map(lambda each: self._run(each.ctypes.data, 1), self._memory))  # starts the threads
             start = time.perf_counter()
             list(pool.map(lambda each: self._run(each.ctypes.data, rounds), self._memory))
             seconds = time.perf_counter() - start
         flops = 2 * len(self._memory) * self._chains * self._lanes * rounds
-        seen = flops / seconds / 1e9
-        self.gflops = max(self.gflops, seen)
-        return seen
+        self.gflops = max(self.gflops, flops / seconds / 1e9)
 
 
 def _multiply_adds(lanes: int, chains: int) -> str:

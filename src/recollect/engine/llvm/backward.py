@@ -36,6 +36,7 @@ from recollect.engine.llvm.kernel import (
     clear_padding,
     given_slots,
     pack_vectors,
+    rows_of_steps,
     there_and_back,
     walk,
 )
@@ -230,11 +231,9 @@ def _forward_in_time(e: Emitter, kernel: Kernel) -> Value:
 
 
 def _chunk_rows(e: Emitter, kernel: Kernel) -> tuple[Value, Value]:
-    """The first row of the chunk, and how many it has; a chunk's steps are neighbours, so its rows are too."""
-    steps, begin, end = (kernel.slot(e, name) for name in ("steps", "begin", "end"))
-    offsets, descending = kernel.pointer(e, "offsets"), _forward_in_time(e, kernel)
-    first = e.load_integer(offsets, e.choose(descending, steps - end, begin))
-    last = e.load_integer(offsets, e.choose(descending, steps - begin, end))
+    """The first row of the chunk, and how many it has."""
+    begin, end = (kernel.slot(e, name) for name in ("begin", "end"))
+    first, last = rows_of_steps(e, kernel, begin, end, descending=_forward_in_time(e, kernel))
     return first, last - first
 
 

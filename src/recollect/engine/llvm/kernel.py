@@ -201,6 +201,13 @@ def walk(e: Emitter, kernel: Kernel, begin: Value | int, end: Value, *, descendi
         yield Step(index, row, active, row_next, e.choose(last, zero, after), e.choose(first, zero, before))
 
 
+def rows_of_steps(e: Emitter, kernel: Kernel, begin: Value, end: Value, *, descending: Value) -> tuple[Value, Value]:
+    """The first row of the steps [begin, end) of a walk, and the one after the last; all between are theirs."""
+    steps, offsets = kernel.slot(e, "steps"), kernel.pointer(e, "offsets")
+    first, last = e.choose(descending, steps - end, begin), e.choose(descending, steps - begin, end)
+    return e.load_integer(offsets, first), e.load_integer(offsets, last)
+
+
 @contextmanager
 def there_and_back(e: Emitter, first: Value, last: Value, turn: Value) -> Iterator[Value]:
     """``for index in range(first, last)``, in odd turns from the last to the first.

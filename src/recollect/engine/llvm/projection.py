@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from recollect.engine.llvm.kernel import Kernel
+from recollect.engine.llvm.kernel import Kernel, rows_of_steps
 from recollect.engine.llvm.packing import Packed
 from recollect.engine.llvm.tile import Ahead, Tile, pieces
 from recollect.engine.llvm.values import I64, Emitter, Value
@@ -80,10 +80,9 @@ class Projection:
 
     def _multiply(self, begin: Value, end: Value) -> None:
         e, kernel, packed, tile, tiling = self._e, self._kernel, self._packed, self._tile, self._kernel.tiling
-        steps, hidden, inputs = (kernel.slot(e, name) for name in ("steps", "hidden", "inputs"))
-        x, offsets, places = (kernel.pointer(e, name) for name in ("x", "offsets", "places"))
-        first_row = e.load_integer(offsets, e.choose(self._descending, steps - end, begin))
-        end_row = e.load_integer(offsets, e.choose(self._descending, steps - begin, end))
+        hidden, inputs = kernel.slot(e, "hidden"), kernel.slot(e, "inputs")
+        x, places = kernel.pointer(e, "x"), kernel.pointer(e, "places")
+        first_row, end_row = rows_of_steps(e, kernel, begin, end, descending=self._descending)
         self._first_row.set(first_row)
         none, stride = e.integer(0), e.integer(self._row_length)
         with (
