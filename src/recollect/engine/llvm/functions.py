@@ -101,51 +101,55 @@ class VectorTarget:
 
     def exp(self, x: Value) -> Value:
         low, high = p.EXP_RANGE[self._dtype]
-        r_part, scale = self._split_exp(self._clamp(x, low, high), halvings=1)
-        value = (r_part + 1.0) * scale * 2.0
+        r, scale = self._split_exp(self._clamp(x, low, high), halvings=1)
+        value = self._exp_part(r) * scale * 2.0
         value = self.where(x > high, self.const(math.inf), value)
         return self.where(x < low, self.const(0.0), value)
 
     def exp2(self, x: Value) -> Value:
         low, high = p.EXP2_RANGE[self._dtype]
         bounded = self._clamp(x, low, high)
-        shifted = bounded + p.ROUND[self._dtype]
-        r = (bounded - (shifted - p.ROUND[self._dtype])) * p.LN2
-        value = (self._expm1_part(r) + 1.0) * self._power_of_two(shifted, halvings=1) * 2.0
+        n, scale = self._power_of_two(bounded, 1.0, halvings=1)
+        value = self._exp_part((bounded - n) * p.LN2) * scale * 2.0
         value = self.where(x >= high, self.const(math.inf), value)
         return self.where(x < low, self.const(0.0), value)
 
     def expm1(self, x: Value) -> Value:
         # Below the lower bound it is -1; a half of it never overflows before the whole does.
         low, high = p.EXP_RANGE[self._dtype]
-        r_part, scale = self._split_exp(self._clamp(x, low, high), halvings=1)
-        value = self._e.fma(r_part, scale, scale - 0.5) * 2.0
+        r, scale = self._split_exp(self._clamp(x, low, high), halvings=1)
+        value = self._e.fma(self._expm1_part(r), scale, scale - 0.5) * 2.0
         return self.copysign(self.where(x > high, self.const(math.inf), value), x)
 
     def sigmoid(self, x: Value) -> Value:
         # At the upper bound 2^n is infinite, so that the result is 0 as it should be.
         low, high = p.EXP_RANGE[self._dtype]
-        r_part, scale = self._split_exp(self._clamp(-x, low, high + 0.2))
-        return 1.0 / ((r_part + 1.0) * scale + 1.0)
+        r, scale = self._split_exp(self._clamp(x, -high - 0.2, -low), -1.0)
+        return 1.0 / self._e.fma(self._exp_part(r, -1.0), scale, self.const(1.0))
 
     def tanh(self, x: Value) -> Value:
-        # (e^2x - 1) / (e^2x + 1) for |x|, through e^2x - 1 itself, which keeps small x exact.
-        r_part, scale = self._split_exp(self._at_most(self.abs(x), p.TANH_LIMIT[self._dtype]) * 2.0)
-        less_one = self._e.fma(r_part, scale, scale - 1.0)
-        return self.copysign(less_one / (less_one + 2.0), x)
+        # With w = (e^2x - 1)/2, which keeps small x exact: w / (w + 1). 2x is n ln 2 + 2r. Where the error of ln 2
+        # counts, tanh is 1 to the last bit.
+        limit = p.TANH_LIMIT[self._dtype]
+        x = self._clamp(x, -limit, limit)
+        n, scale = self._power_of_two(x, 2.0 / p.LN2)
+        r = self._e.fma(n, self.const(-0.5 * p.LN2), x)
+        # 0.5 - 0.5 * scale is +0 at n = 0, so that w has the sign of x also where x is 0.
+        w = self._e.fma(self._expm1_part(r, 2.0), scale, -self._e.fma(scale, self.const(-0.5), self.const(0.5)))
+        return w / (w + 1.0)
 
     def sinh(self, x: Value) -> Value:
         # With u = e^|x| - 1: (u + u/(u + 1)) / 2. A quarter of u stays finite as long as the result does.
         size, limit = self.abs(x), p.SINH_LIMIT[self._dtype]
-        r_part, scale = self._split_exp(self._at_most(size, limit), halvings=2)
-        quarter = self._e.fma(r_part, scale, scale - 0.25)
+        r, scale = self._split_exp(self._at_most(size, limit), halvings=2)
+        quarter = self._e.fma(self._expm1_part(r), scale, scale - 0.25)
         value = (quarter + quarter / (quarter * 4.0 + 1.0)) * 2.0
         return self.copysign(self.where(size > limit, self.const(math.inf), value), x)
 
     def cosh(self, x: Value) -> Value:
         size, limit = self.abs(x), p.SINH_LIMIT[self._dtype]
-        r_part, scale = self._split_exp(self._at_most(size, limit), halvings=2)
-        quarter = (r_part + 1.0) * scale
+        r, scale = self._split_exp(self._at_most(size, limit), halvings=2)
+        quarter = self._exp_part(r) * scale
         value = quarter * 2.0 + 0.125 / quarter
         return self.where(size > limit, self.const(math.inf), value)
 
@@ -259,23 +263,33 @@ class VectorTarget:
             total = self._e.fma(total, x, self.const(coefficient))
         return total
 
-    def _split_exp(self, x: Value, halvings: int = 0) -> tuple[Value, Value]:
-        """``(e^r - 1, 2^n)`` with x = n ln 2 + r; halvings of 2^n keep its exponent from overflowing."""
-        magic = p.ROUND[self._dtype]
-        shifted = self._e.fma(x, self.const(1.0 / p.LN2), self.const(magic))
-        n = shifted - magic
-        high, low = p.LN2_PARTS[self._dtype]
-        r = self._e.fma(n, self.const(-low), self._e.fma(n, self.const(-high), x))
-        return self._expm1_part(r), self._power_of_two(shifted, halvings)
+    def _split_exp(self, x: Value, sign: float = 1.0, halvings: int = 0) -> tuple[Value, Value]:
+        """``(r, 2^n)`` with x = sign * n ln 2 + r; halvings of 2^n keep its exponent from overflowing."""
+        n, scale = self._power_of_two(x, sign / p.LN2, halvings)
+        high, low = (self.const(-sign * part) for part in p.LN2_PARTS[self._dtype])
+        return self._e.fma(n, low, self._e.fma(n, high, x)), scale
 
-    def _expm1_part(self, r: Value) -> Value:
-        """e^r - 1 for \\|r\\| <= ln(2)/2."""
-        return self._e.fma(self._polynomial(p.EXP, r) * r, r, r)
+    def _power_of_two(self, x: Value, factor: float, halvings: int = 0) -> tuple[Value, Value]:
+        """``(n, 2^n)`` with n the whole number next to x * factor; 2^n is halved so many times."""
+        # The sum has n and the bias of the exponent in its low bits, from where they move to those of the exponent.
+        magic = p.ROUND[self._dtype] + p.BIAS[self._dtype] - halvings
+        shifted = self._e.fma(x, self.const(factor), self.const(magic))
+        scale = (shifted.bitcast(self._e.bits) << p.MANTISSA[self._dtype]).bitcast(self._e.vector)
+        return shifted - magic, scale
 
-    def _power_of_two(self, shifted: Value, halvings: int) -> Value:
-        """2^n, where ``shifted`` holds n in its low bits."""
-        bias = p.BIAS[self._dtype] - halvings
-        return ((shifted.bitcast(self._e.bits) + bias) << p.MANTISSA[self._dtype]).bitcast(self._e.vector)
+    # For |factor * r| <= ln(2)/2, of the factors in the table:
+
+    def _exp_part(self, r: Value, factor: float = 1.0) -> Value:
+        """e^(factor * r)."""
+        return self._e.fma(self._expm1_quotient(r, factor), r * factor, self.const(1.0))
+
+    def _expm1_part(self, r: Value, factor: float = 1.0) -> Value:
+        """(e^(factor * r) - 1) / factor, with the sign of r."""
+        return self._expm1_quotient(r, factor) * r
+
+    def _expm1_quotient(self, r: Value, factor: float) -> Value:
+        """(e^(factor * r) - 1) / (factor * r)."""
+        return self._e.fma(self._polynomial(p.EXP[factor], r), r, self.const(1.0))
 
     def _split_float(self, x: Value) -> tuple[Value, Value]:
         """``(n, m)`` with x = 2^n m, n an integer and sqrt(1/2) <= m <= sqrt(2), for positive normal numbers."""
