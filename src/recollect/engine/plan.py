@@ -109,6 +109,11 @@ class Plan:
         results = dict(self.backward.outputs)
         return any(results[f"dinp.{gate}"] != results[f"drec.{gate}"] for gate in self.gates)
 
+    @property
+    def widest_run(self) -> int:
+        """The accumulators that a product adds to, of W_ih or of W_hh, whichever has more."""
+        return max(last - first for first, last in (self.input_range, self.recurrent_range))
+
     @cached_property
     def input_gates(self) -> tuple[int, ...]:
         """The gates, by index, whose accumulators x W_ih adds to."""

@@ -231,7 +231,7 @@ class Problem:
         page = _PAGE // SIZE[tiling.dtype]  # no processor reads ahead beyond
         apart = -(-page // width) if threads > 1 and self._apart else 0
         rows_of_set = self.batch + threads * apart
-        vectors = len(plan.accumulators) * tiling.unit_vectors
+        vectors = plan.widest_run * tiling.unit_vectors
         tile_rows = tiling.rows(vectors)
         blocks = self._blocks(tile_rows, apart)
         # The rows of x and h that a thread rounds: those of a slab. The last vector of h is whole.

@@ -89,7 +89,7 @@ class Projection:
             e.loop(*self._groups) as group,
             e.loop(0, tiling.group_blocks) as unit_block,
             e.when(group * tiling.group + unit_block * tiling.block < hidden),
-            pieces(e, inputs, e.integer(tiling.piece(tile.vectors))) as (k, k_end),
+            pieces(e, inputs, e.integer(tiling.piece(tile.widest))) as (k, k_end),
             e.loop(first_row, end_row, tile.rows) as row,
         ):
             is_first = k.compare("==", 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 
 from llvmlite import ir
 
@@ -26,6 +27,11 @@ class Run:
     last: int
     down: bool = False
     placed: bool = False
+
+    @property
+    def vectors(self) -> range:
+        """Those of the tile that it adds to."""
+        return range(self.first, self.last)
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class Ahead:
 
 
 class Tile:
-    """A block of accumulators that stays in registers, written for each number of rows up to ``rows``.
+    """A block of accumulators that stay in registers, written for each number of rows up to ``rows``.
 
     ``out[r][v] = init[r][v] + sum over runs of sum_k a[r][k] w[k][v]``
 
@@ -62,6 +68,10 @@ class Tile:
         placed: row r of ``init`` and ``out`` is at its place in a table.
         columns: where in a row of ``init`` and ``out`` each vector is; one after the other if None.
         fetching: each call is told what to fetch `Ahead`.
+
+    Attributes:
+        widest: vectors that the widest of the products adds to; as many are in registers at once.
+        rows: of the tallest tile.
     """
 
     def __init__(
@@ -76,7 +86,8 @@ class Tile:
         columns: Sequence[int] | None = None,
         fetching: bool = False,
     ) -> None:
-        self.rows, self.vectors, self.masked, self.placed = kernel.tiling.rows(vectors), vectors, masked, placed
+        self.widest = max(len(run.vectors) for run in runs)
+        self.rows, self.vectors, self.masked, self.placed = kernel.tiling.rows(self.widest), vectors, masked, placed
         self._products = kernel.products
         self._columns = columns or [v * kernel.tiling.lanes for v in range(vectors)]
         self.fetching = fetching
@@ -96,30 +107,31 @@ class Tile:
         if self.placed or any(run.placed for run in runs):
             in_table = [e.load_integer(table, r) for r in in_order]
         places = in_table if self.placed else in_order
-        grid = [(r, v) for r in range(height) for v in range(self.vectors)]
         masks = [e.mask(columns - v * e.lanes) for v in range(self.vectors)] if self.masked else []
 
-        total: dict[tuple[int, int], Variable] = {}
-        for r, v in grid:
-            at = init_stride * places[r] + self._columns[v]
-            value = e.load_masked(masks[v], init, at) if self.masked else e.load(init, at)
-            total[r, v] = e.variable(e.vector, value)
+        # The sums of each vector, row by row: in registers from the first product that adds to them to the last.
+        total: dict[int, list[Variable]] = {}
         next_piece, further = e.arguments[-2:]  # of a tile that fetches
         for index, run in enumerate(runs):
+            for v in run.vectors:
+                if v not in total:
+                    ats = [init_stride * place + self._columns[v] for place in places]
+                    values = [e.load_masked(masks[v], init, at) if self.masked else e.load(init, at) for at in ats]
+                    total[v] = [e.variable(e.vector, value) for value in values]
             a, a_stride, count, w = e.arguments[6 + 4 * index : 10 + 4 * index]
             rows = [
                 e.at(a, r if run.down else a_stride * (in_table if run.placed else in_order)[r]) for r in range(height)
             ]
             with e.loop(0, count) as k:
-                weights = e.at(w, k * ((run.last - run.first) * e.lanes))
+                weights = e.at(w, k * (len(run.vectors) * e.lanes))
                 place = k * a_stride if run.down else k
                 if run.down:  # each k is on another line, often on another page: no processor foresees that
                     e.prefetch(rows[0], (k + _AHEAD) * a_stride)
                 if self.fetching:
                     e.prefetch(next_piece, k * further, later=True)
                 # Loaded where first needed: those of the shorter side stay, those of the longer one pass by.
-                order = [(r, v) for r in range(height) for v in range(run.first, run.last)]
-                if height < run.last - run.first:
+                order = list(product(range(height), run.vectors))
+                if height < len(run.vectors):
                     order.sort(key=lambda pair: pair[1])
                 numbers: dict[int, Value] = {}
                 vectors: dict[int, Value] = {}
@@ -128,18 +140,19 @@ class Tile:
                         numbers[r] = e.splat(e.load_one(rows[r], place))
                     if v not in vectors:
                         vectors[v] = e.load(weights, (v - run.first) * e.lanes)
-                    total[r, v].set(self._products.multiply_add(e, numbers[r], vectors[v], total[r, v].get()))
+                    total[v][r].set(self._products.multiply_add(e, numbers[r], vectors[v], total[v][r].get()))
             if self.fetching:
                 next_piece = e.at(next_piece, count * further)
-
-        offsets = {(r, v): out_stride * places[r] + self._columns[v] for r, v in grid}
-        if self.masked:
-            for v, mask in enumerate(masks):
-                column = [(r, v) for r in range(height)]
-                e.store_column([total[at].get() for at in column], mask, out, [offsets[at] for at in column])
-        else:
-            for at in grid:
-                e.store(total[at].get(), out, offsets[at])
+            later = {v for each in runs[index + 1 :] for v in each.vectors}
+            for v in run.vectors:
+                if v not in later:
+                    values = [each.get() for each in total[v]]
+                    offsets = [out_stride * place + self._columns[v] for place in places]
+                    if self.masked:
+                        e.store_column(values, masks[v], out, offsets)
+                    else:
+                        for value, offset in zip(values, offsets, strict=True):
+                            e.store(value, out, offset)
         e.builder.ret_void()
         return e.function
 

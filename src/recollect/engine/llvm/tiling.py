@@ -104,7 +104,7 @@ def make_tiling(
         pieces = round_up(count, size) // size
         return min(range(min(most, pieces), 0, -1), key=lambda wide: round_up(pieces, wide))
 
-    unit_vectors = max(1, min(WIDE // len(plan.accumulators), round_up(hidden, lanes) // lanes))
+    unit_vectors = max(1, min(WIDE // plan.widest_run, round_up(hidden, lanes) // lanes))
     return Tiling(
         dtype=dtype,
         lanes=lanes,
