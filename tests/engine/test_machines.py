@@ -75,8 +75,8 @@ def tile_loops(cell, dtype, machine, vectors_in, vectors_hidden, *, bfloat16=Fal
     plan = make_plan(cell.graph, cell.gates, cell.states, cell.vectors)
     lanes = machine.lanes(dtype)
     tiling = make_tiling(plan, machine, dtype, vectors_in * lanes, vectors_hidden * lanes, bfloat16=bfloat16)
-    kernels = (forward.write(plan, tiling, save=True, fetching=True), backward.write(plan, tiling, fetching=True))
-    for kernel in kernels:  # those that need most registers
+    forwards = [forward.write(plan, each, save=True, fetching=True) for each in {tiling, tiling.for_one_row()}]
+    for kernel in (*forwards, backward.write(plan, tiling, fetching=True)):  # those that need most registers
         for name, blocks in functions(assembly(str(kernel.module), machine)).items():
             tile = _TILE.fullmatch(name)
             if tile:
@@ -103,7 +103,10 @@ def check(cell, dtype, machine, vectors_in, vectors_hidden, *, bfloat16=False):
         tallest[tile] = max(tallest.get(tile, 0), count)
     assert tallest.keys() >= {"tile", "carry", "input", f"weight_{vectors_in}", f"weight_{vectors_hidden}"}
     # The tiles are as large as registers allow.
-    tiling = dataclasses.replace(make_tiling(_plan("lstm"), machine, dtype, 1, 1))
+    plan, lanes = _plan(cell), machine.lanes(dtype)
+    tiling = make_tiling(plan, machine, dtype, vectors_in * lanes, vectors_hidden * lanes)
+    wides = {each: plan.widest_run * each.unit_vectors for each in (tiling, tiling.for_one_row())}
+    assert tallest["tile"] == max(wide * each.rows(wide) for each, wide in wides.items())
     assert tallest["carry"] == vectors_hidden * tiling.rows(vectors_hidden)
     assert tallest["input"] == vectors_in * tiling.rows(vectors_in)
     assert tallest[f"weight_{vectors_hidden}"] == tallest["carry"]

@@ -10,15 +10,18 @@ import numpy as np
 from recollect.engine.llvm.chain import Chain
 from recollect.engine.llvm.division import Division
 from recollect.engine.llvm.kernels import kernels_for
-from recollect.engine.llvm.problem import Problem
+from recollect.engine.llvm.problem import Pass, Problem
 from recollect.engine.llvm.rows import SLOTS, Rows
 from recollect.engine.llvm.team import Team
+from recollect.engine.llvm.tiling import Tiling
 from recollect.engine.llvm.workers import PARTS, WORKERS
 from recollect.engine.plan import Variant
 from recollect.stream.model import Layer
 
 _LINE = 64  # bytes; vectors that begin on a cache line are loaded fastest
 _ALONE = Team(0, 0, 0, "one thread is enough")
+
+_EITHER = (1, 2)  # streams: one has a kernel of its own, however many there are share another
 
 # Below this many multiply-adds in a layer's step a second thread costs more than it brings.
 _MUCH = 1 << 18
@@ -33,11 +36,10 @@ def _aligned(*shape: int, dtype: np.dtype) -> np.ndarray:
 
 
 class Link:
-    """A layer whose weights lie as its kernel reads them.
+    """A layer whose weights lie as its kernels read them.
 
     Attributes:
         layer: what it was made from.
-        values: its kernel's arguments that are the same for all streams and steps.
     """
 
     def __init__(self, layer: Layer, dtype: np.dtype) -> None:
@@ -45,20 +47,33 @@ class Link:
         self._kernels = kernels_for(
             cell.graph, cell.gates, cell.states, cell.vectors, dtype.name, Variant(zoneout=bool(layer.zoneout))
         )
-        one = self.problem(1)  # how weights are packed does not depend on the number of streams
-        kernel = one.infer
-        starts = kernel.parts.starts  # of the packed vectors, biases and weights, and then of what is not needed here
-        self._packed = _aligned(starts[3], dtype=dtype)
+        self._values: dict[Tiling, dict[str, int]] = {}
         self._keep = [np.full(layer.hidden, probability, dtype) for probability in layer.zoneout]
-        base = self._packed.ctypes.data
+        self._packed: list[np.ndarray] = []
+        for streams in _EITHER:
+            _ = self.problem(streams).infer  # compiled now, rather than at the first step
+
+    def values(self, problem: Problem) -> dict[str, int]:
+        """The arguments of a problem's kernel that are the same for all streams and steps, its weights packed."""
+        tiling = problem.forward_tiling
+        if tiling not in self._values:
+            self._values[tiling] = self._pack(problem.infer)
+        return self._values[tiling]
+
+    def _pack(self, kernel: Pass) -> dict[str, int]:
+        layer, dtype = self.layer, self.layer.initial[0].dtype
+        starts = kernel.parts.starts  # of the packed vectors, biases and weights, and then of what is not needed here
+        self._packed.append(_aligned(starts[3], dtype=dtype))
+        base = self._packed[-1].ctypes.data
         places = ("packed_vectors", "packed_bias", "packed")
-        self.values = {name: base + start * dtype.itemsize for name, start in zip(places, starts, strict=False)} | {
-            f"keep.{state}": each.ctypes.data for state, each in zip(cell.states, self._keep, strict=False)
+        values = {name: base + start * dtype.itemsize for name, start in zip(places, starts, strict=False)} | {
+            f"keep.{state}": each.ctypes.data for state, each in zip(layer.cell.states, self._keep, strict=False)
         }
         weights = {name: np.ascontiguousarray(array) for name, array in layer.weights.items()}
         given = {name: array.ctypes.data for name, array in weights.items()}
-        arguments = kernel.prepared(self.values | given)
+        arguments = kernel.prepared(values | given)
         ctypes.CFUNCTYPE(None, ctypes.c_void_p)(kernel.entry("pack_weights"))(arguments)
+        return values
 
     def problem(self, streams: int, threads: int = 1) -> Problem:
         """One step of so many streams on so many threads; its kernel's arguments point into it."""
@@ -104,7 +119,7 @@ class Stage:
         self.states = [_aligned(2, streams, self._problem.width, dtype=dtype) for _ in cell.states]
         self.output = _aligned(streams, link.layer.hidden, dtype=dtype)
         rows = dict(zip(SLOTS, self._problem.rows.values, strict=True))
-        same = link.values | rows | {"begun": 1, "x": x, self._output: self.output.ctypes.data}
+        same = link.values(self._problem) | rows | {"begun": 1, "x": x, self._output: self.output.ctypes.data}
         self.turns = [
             self.kernel.prepared(same | self._rows("states", turn) | self._rows("final", 1 - turn)) for turn in range(2)
         ]

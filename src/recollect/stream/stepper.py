@@ -69,7 +69,8 @@ class Stepper:
     def load(cls, path: str | os.PathLike[str], threads: int | None = None) -> Stepper:
         """Load a model that `recollect.save` wrote.
 
-        Kernels that this machine has not compiled before are compiled now, in about half a second each.
+        Kernels that this machine has not compiled before are compiled now, two for each layer, in a third of a second
+        each.
 
         Args:
             path: the model file.

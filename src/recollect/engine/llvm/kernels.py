@@ -65,11 +65,12 @@ class Kernels:
     def forward(self, tiling: Tiling, *, save: bool, fetching: bool = False) -> Function:
         """The forward pass; with ``save`` it keeps what the backward pass reads, ``fetching`` weights ahead."""
         kind = ("fetching",) if fetching else ()
-        return self._get(("forward", save, tiling.unit_vectors, tiling.group_blocks, *kind), tiling)
+        sizes = (tiling.unit_vectors, tiling.group_blocks, tiling.most_rows)
+        return self._get(("forward", save, *sizes, *kind), tiling)
 
     def backward(self, tiling: Tiling, *, watched: bool = False, fetching: bool = False) -> Function:
         """The backward pass; if it is ``watched`` it also leaves dL/ds of each state at each step."""
-        sizes = (tiling.hidden_wide, tiling.input_wide, tiling.unit_vectors)
+        sizes = (tiling.hidden_wide, tiling.input_wide)
         kind = [name for name, wanted in (("watched", watched), ("fetching", fetching)) if wanted]
         return self._get(("backward", *sizes, *kind), tiling)
 

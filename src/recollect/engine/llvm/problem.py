@@ -20,7 +20,7 @@ from recollect.engine.llvm.kernels import Function, Kernels
 from recollect.engine.llvm.once import cached_property
 from recollect.engine.llvm.rows import Rows
 from recollect.engine.llvm.team import Team
-from recollect.engine.llvm.tiling import WIDE, round_up
+from recollect.engine.llvm.tiling import WIDE, Tiling, round_up
 from recollect.engine.llvm.values import SIZE
 
 _PAGE = 4096  # bytes
@@ -158,6 +158,11 @@ class Problem:
             "inputs": inputs, "hidden": hidden, "width": self.width, "backward_in_time": int(reverse),
         }  # fmt: skip
 
+    @property
+    def forward_tiling(self) -> Tiling:
+        """That of the forward pass, which decides how weights are packed."""
+        return self.tiling.for_one_row() if self.batch == 1 else self.tiling
+
     def along(self, rows: Rows) -> Problem:
         """The same for some rows, as a new object that shares everything else."""
         made = Problem.__new__(Problem)
@@ -225,7 +230,7 @@ class Problem:
         return Parts(*[each for _ in self.plan.states], each * self.plan.saved)
 
     def _forward(self, *, save: bool) -> Pass:
-        plan, tiling, width, threads = self.plan, self.tiling, self.width, self.division.row_threads
+        plan, tiling, width, threads = self.plan, self.forward_tiling, self.width, self.division.row_threads
         inputs, hidden = tiling.terms(self.inputs), tiling.terms(self.hidden)
         per_unit = inputs * len(plan.input_gates) + hidden * len(plan.recurrent_gates)
         page = _PAGE // SIZE[tiling.dtype]  # no processor reads ahead beyond

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from recollect.engine.llvm.machine import Machine
 from recollect.engine.llvm.products import Numbers, products_of
@@ -26,6 +26,7 @@ class Tiling:
     Attributes:
         dtype, lanes: numbers and how many of them are in a vector.
         registers: accumulators that fit into registers.
+        most_rows: of a tile, whatever fits.
         unit_vectors: vectors in a unit block.
         group_blocks: unit blocks in a group.
         hidden_wide, input_wide: vectors in a panel of H and of I columns.
@@ -45,6 +46,7 @@ class Tiling:
     pause: str
     mode_register: str
     bfloat16: str = ""
+    most_rows: int = 8
 
     @property
     def products(self) -> Numbers:
@@ -67,7 +69,7 @@ class Tiling:
 
     def rows(self, vectors: int) -> int:
         """The tallest tile of so many vectors."""
-        return max(1, min(8, self.registers // vectors))
+        return max(1, min(self.most_rows, self.registers // vectors))
 
     def spread(self, count: int) -> int:
         """Room for a row of so many numbers: an odd number of cache lines, so that rows spread over sets."""
@@ -77,6 +79,16 @@ class Tiling:
     def piece(self, vectors: int) -> int:
         """How many terms of a panel so wide stay in a first-level cache."""
         return _PIECE_BYTES // (vectors * self.lanes * SIZE[self.dtype])
+
+    def for_one_row(self) -> Tiling:
+        """The same for the forward pass of one row, with unit blocks twice as wide where a group has two.
+
+        A multiply-add waits for the one before that has the same sum. A row has as many sums as a tile is wide, and
+        processors begin some eight multiply-adds until the first is done.
+        """
+        if self.group_blocks % 2:
+            return self
+        return replace(self, unit_vectors=2 * self.unit_vectors, group_blocks=self.group_blocks // 2, most_rows=1)
 
     def width(self, hidden: int) -> int:
         """H rounded up to whole groups: the row length of states and saved values."""
