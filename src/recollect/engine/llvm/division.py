@@ -30,8 +30,9 @@ class Division(NamedTuple):
 # in each step, below so many in a step. Layers of a stack wake it once for all of them, so that less is worth it.
 _ALONE, _STEP_ALONE, _STACK_ALONE = 1 << 22, 1 << 16, 1 << 21
 # A thread streams the weights that it multiplies with from a cache further away in each step, unless they fit
-# into its own; with fewer rows than this for each thread, that is what takes the time.
-_OWN_CACHE, _FEW_ROWS = 1 << 18, 16
+# into its own; with fewer rows than this for each thread, that is what takes the time. With more weights than the
+# second number the third one counts.
+_OWN_CACHE, _NEAR_CACHE, _FEW_ROWS, _FEW_ROWS_FAR = 1 << 18, 1 << 21, 12, 16
 _FEWEST_ROWS = 4  # of its own that a thread is worth waking for
 
 
@@ -77,7 +78,8 @@ def _divide_one(kernels: Kernels, weights: int, batch: int, rows: int, steps: in
     """Choose for one direction by itself."""
     if threads == 1 or rows * weights < _ALONE:
         return Division(1, False)
-    few = rows < _FEW_ROWS * threads * steps
-    if few and weights * kernels.weight_bytes > _OWN_CACHE and rows * weights > _STEP_ALONE * steps:
+    size = weights * kernels.weight_bytes
+    few = rows < (_FEW_ROWS if size <= _NEAR_CACHE else _FEW_ROWS_FAR) * threads * steps
+    if few and size > _OWN_CACHE and rows * weights > _STEP_ALONE * steps:
         return Division(threads, True)
     return Division(max(1, min(threads, batch // _FEWEST_ROWS)), False)
