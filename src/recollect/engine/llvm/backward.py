@@ -360,6 +360,6 @@ def _write_products(kernel: Kernel, plan: Plan) -> Emitter:
             columns=inputs - panel_of_x * wide, places=e.integer_at(places, first_row + row),
         )  # fmt: skip
     with e.when(wanted & is_first_chunk):
-        clear_padding(e, kernel, [dx], inputs)
+        clear_padding(e, kernel, ["dx"], "inputs")
     e.builder.ret_void()
     return e

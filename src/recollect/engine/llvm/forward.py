@@ -217,7 +217,7 @@ def _write_steps(kernel: Kernel, plan: Plan, *, save: bool, fetching: bool) -> E
         with e.when(share.by_units):
             kernel.barrier(e)
     with e.when(begin_step.compare("==", 0)):
-        clear_padding(e, kernel, list(results_at.values()), hidden)
+        clear_padding(e, kernel, [f"y.{state}" for state in plan.outputs], "hidden")
     e.builder.ret_void()
     return e
 

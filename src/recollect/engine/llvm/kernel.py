@@ -25,6 +25,7 @@ COMMON = (
 _MANY_WEIGHTS = 1 << 18  # copied in about the time that it takes to wake a thread on a busy machine
 APART = 16  # integers: two cache lines, which some machines fetch together
 _SPINS = 100  # a few microseconds
+_MANY_ZEROS = 1 << 20  # numbers, of which no cache near a core holds half
 
 
 class Kernel:
@@ -307,14 +308,39 @@ def pack_vectors(e: Emitter, kernel: Kernel, plan: Plan) -> None:
                 e.store(e.load_masked(e.mask(hidden - unit), source, unit), packed, width * place + unit)
 
 
-def clear_padding(e: Emitter, kernel: Kernel, results: Sequence[Value], length: Value) -> None:
-    """Write zeros to the rows of results that are padding; each thread takes some."""
+def clear_padding(e: Emitter, kernel: Kernel, results: Sequence[str], length: str) -> None:
+    """Write zeros to the rows of results that are padding; each thread takes some.
+
+    Where they are many, past the caches: a line is not read first then, and what the caches hold stays there.
+
+    Args:
+        results: the slots of their addresses.
+        length: the slot of the length of their rows.
+    """
     places, first, end = kernel.pointer(e, "places"), kernel.slot(e, "rows"), kernel.slot(e, "all_rows")
-    with e.loop(first + e.arguments[1], end, e.arguments[2]) as row:
-        start = e.load_integer(places, row) * length
-        with e.loop(0, length, e.lanes) as column:
-            for result in results:
-                e.store_masked(e.zeros(), e.mask(length - column), result, start + column)
+    pointers, columns = [kernel.pointer(e, name) for name in results], kernel.slot(e, length)
+    misfit = columns * e.size
+    for name in results:
+        misfit |= kernel.slot(e, name)
+    of_whole_vectors = (misfit & (e.lanes * e.size - 1)).compare("==", 0)
+    past_caches = of_whole_vectors & ((end - first) * columns > _MANY_ZEROS)
+
+    @contextmanager
+    def vectors() -> Iterator[tuple[Value, Value]]:
+        with (
+            e.loop(first + e.arguments[1], end, e.arguments[2]) as row,
+            e.loop(0, columns, e.lanes) as column,
+        ):
+            yield column, e.load_integer(places, row) * columns + column
+
+    with e.when(past_caches):
+        with vectors() as (_, at):
+            for pointer in pointers:
+                e.store_past_caches(e.zeros(), pointer, at)
+        e.builder.fence("seq_cst")  # such stores keep no order with others
+    with e.when(~past_caches), vectors() as (column, at):
+        for pointer in pointers:
+            e.store_masked(e.zeros(), e.mask(columns - column), pointer, at)
 
 
 def given_slots(plan: Plan) -> tuple[str, ...]:

@@ -82,6 +82,9 @@ class Value:
     def __xor__(self, other: Value | int) -> Value:
         return Value(self.builder, self.builder.xor(self.ir, self.like(other)))
 
+    def __invert__(self) -> Value:
+        return Value(self.builder, self.builder.not_(self.ir))
+
     def __lshift__(self, bits: int) -> Value:
         return Value(self.builder, self.builder.shl(self.ir, self.like(bits)))
 
@@ -252,6 +255,12 @@ class Emitter:
     def store(self, value: Value, pointer: Value, offset: Value | int = 0) -> None:
         """Store a vector."""
         self.builder.store(value.ir, self.at(pointer, offset).ir, align=self.size)
+
+    def store_past_caches(self, value: Value, pointer: Value, offset: Value) -> None:
+        """Store a vector that nobody reads soon where a vector of its size begins; a fence must follow."""
+        at = self.at(pointer, offset).ir
+        store = self.builder.store(value.ir, at, align=self.lanes * self.size)
+        store.set_metadata("nontemporal", self.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
 
     def prefetch(self, pointer: Value, offset: Value | int = 0, *, write: bool = False, later: bool = False) -> None:
         """Fetch the cache line of a number that will soon be read, or written, or ``later``; no address is wrong."""
