@@ -305,36 +305,7 @@ def backward(
     return [dx, *result]
 
 
-def backward_addresses(
-    problem: Problem,
-    matrices: Sequence[int],
-    sums: int,
-    doutputs: Sequence[int],
-    dstates: Iterable[int],
-    vectors: Iterable[int],
-    memory: Buffer,
-    scratch: Buffer,
-    given: Iterable[int] = (),
-) -> tuple[int, ...]:
-    """The addresses of a backward pass in the order of `Problem.backward`.
-
-    Args:
-        problem: whose.
-        matrices: of x, its gradient, W_ih and W_hh, and their gradients; 0 for a gradient that is not wanted.
-        sums: where the gradients of biases and vectors go.
-        doutputs: of the gradient of each output; 0 for one that there is not.
-        dstates: of the gradient of each state, and with resets of what they hand over.
-        vectors: of each vector.
-        memory: what the forward pass left.
-        scratch: the memory of the pass.
-        given: of `_given`, and where the gradients of states go if they are watched.
-    """
-    strides = [problem.hidden if each else 0 for each in doutputs]
-    of_outputs = [each or problem.zeros for each in doutputs]
-    return (*matrices, sums, *memory.addresses, *of_outputs, *strides, *dstates, *vectors, *given, *scratch.addresses)
-
-
-def of_sums(problem: Problem, sums: torch.Tensor) -> list[torch.Tensor]:
+def _of_sums(problem: Problem, sums: torch.Tensor) -> list[torch.Tensor]:
     """The gradients of the two biases, which may be one tensor, and of the vectors: the sums over rows hold them."""
     plan, hidden, gates = problem.plan, problem.hidden, problem.gates
     dbias = sums if len(sums) == gates else sums[:gates]
@@ -375,17 +346,14 @@ def backward_part(
     kernel = problem.backward if watched is None else problem.watched_backward
     leaving = None if watched is None else Buffer(x.dtype, problem.leaving)
     scratch = Buffer(x.dtype, kernel.parts)
-    addresses = backward_addresses(
-        problem,
-        (x.data_ptr(), *[0 if each is None else each.data_ptr() for each in (dx, weight_ih, weight_hh, dw_ih, dw_hh)]),
-        sums.data_ptr(),
-        [0 if each is None else each.data_ptr() for each in doutputs],
-        [first + of_state * place for first in grads_at for place in range(len(plan.states))],
-        map(_address, rest[count:]),
-        memory,
-        scratch,
-        (*given, *(() if leaving is None else leaving.addresses)),
-    )
+    addresses = (
+        x.data_ptr(), *[0 if each is None else each.data_ptr() for each in (dx, weight_ih, weight_hh, dw_ih, dw_hh)],
+        sums.data_ptr(), *memory.addresses,
+        *[problem.zeros if each is None else each.data_ptr() for each in doutputs],
+        *[0 if each is None else hidden for each in doutputs],
+        *[first + of_state * place for first in grads_at for place in range(len(plan.states))],
+        *map(_address, rest[count:]), *given, *(() if leaving is None else leaving.addresses), *scratch.addresses,
+    )  # fmt: skip
     yield kernel, kernel.arguments(addresses, problem.rows.values)
     del alive, doutputs
     if watched is not None and leaving is not None:
@@ -395,6 +363,6 @@ def backward_part(
         dinitial = list((dstates if restarts is None else dstates + restarts)[:, :, :hidden].split(1))
         if extras.feed_mask is not None:
             dinitial[0] = dinitial[0] + dinitial.pop() * extras.feed_mask
-    dbias_ih, dbias_hh, *dvectors = of_sums(problem, sums)
+    dbias_ih, dbias_hh, *dvectors = _of_sums(problem, sums)
     found = [dw_ih, dw_hh, dbias_ih, dbias_hh, *dinitial, *dvectors]
     return [dx, *(grad if wanted else None for grad, wanted in zip(found, needed, strict=True))]

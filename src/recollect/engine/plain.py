@@ -17,12 +17,11 @@ import torch
 from recollect.cells.cell import Cell
 from recollect.engine.autograd import by_reference, differentiable_backward, must_be_differentiable
 from recollect.engine.buffers import Buffer
-from recollect.engine.calls import backward_addresses, forward_addresses, kept_problem, new_problem, of_sums
+from recollect.engine.calls import backward, forward_addresses, kept_problem, new_problem
 from recollect.engine.layout import Layout, dense
 from recollect.engine.llvm.problem import Problem
 from recollect.engine.llvm.team import team
 from recollect.engine.plan import Variant
-from recollect.engine.readable import readable
 from recollect.engine.reference import PLAIN
 
 
@@ -134,32 +133,22 @@ class _Calls:
         grads: Sequence[torch.Tensor | None],
     ) -> list[torch.Tensor | None]:
         """Gradients of x and the parameters, from those of the output and the final states; None where not needed."""
-        kernel, (x, *matrices) = problem.backward, tensors[:3]
-        dout, *dfinal = readable(grads)
-        dstates = x.new_zeros(len(dfinal), problem.batch, problem.grad_width)
-        for place, grad in enumerate(dfinal):
-            if grad is not None:
-                dstates[place, :, : problem.hidden] = layout.sort(grad)[0]
-        sums = x.new_empty(problem.sums)
-        dx = torch.empty_like(x) if needed[0] else None
-        dw = [torch.empty_like(each) for each in matrices] if needed[1] or needed[2] else [None, None]
-        scratch = Buffer(self._dtype, kernel.parts)
-        at = [0 if each is None else each.data_ptr() for each in (x, dx, *matrices, *dw, sums, dout)]
-        first, of_state = dstates.data_ptr(), dstates[0].nbytes
-        values = backward_addresses(
-            problem, at[:6], at[6], at[7:], [first + of_state * place for place in range(len(dfinal))],
-            [each.data_ptr() for each in tensors[5 if self._bias else 3 :]], kept, scratch,
-        )  # fmt: skip
-        kernel.run(kernel.arguments(values, problem.rows.values))
-        dbiases_and_vectors = of_sums(problem, sums)
-        found = [dx, *dw, *(dbiases_and_vectors if self._bias else dbiases_and_vectors[2:])]
-        return [grad if wanted else None for grad, wanted in zip(found, needed, strict=True)]
+        output, *final = grads
+        grads = output, *[None if each is None else layout.sort(each) for each in final]
+        found = backward([problem], [kept], self._own(tensors), [PLAIN], self._own(needed), grads)
+        count = len(found) - len(self._cell.vectors)
+        return [*found[: 5 if self._bias else 3], *found[count:]]
+
+    def _own(self, tensors: Sequence[Any]) -> list[Any]:
+        """With None for biases and initial states that there are not."""
+        x_and_matrices, biases, vectors = tensors[:3], tensors[3:5], tensors[5:]
+        if not self._bias:
+            biases, vectors = (None, None), tensors[3:]
+        return [*x_and_matrices, *biases, *[None] * len(self._cell.states), *vectors]
 
     def by_reference(self, layout: Layout, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """What `forward` returned, in PyTorch's own operations."""
-        x, *parameters = tensors
-        biases, vectors = (parameters[2:4], parameters[4:]) if self._bias else ([None, None], parameters[2:])
-        own = (*parameters[:2], *biases, *[None] * len(self._cell.states), *vectors)
+        x, *own = self._own(tensors)
         outputs, final = by_reference(self._cell, layout, x, own, (PLAIN, False))
         return [*outputs, *map(layout.unsort, final)]
 
@@ -197,7 +186,7 @@ class _Call(torch.autograd.Function):
         if must_be_differentiable(grads):
             found = differentiable_backward(lambda: calls.by_reference(layout, tensors), tensors, needed, grads)
         else:
-            found = calls.backward(ctx.problem, layout, readable(tensors), ctx.kept, needed, grads)
+            found = calls.backward(ctx.problem, layout, tensors, ctx.kept, needed, grads)
         return (*[None] * _BEFORE_TENSORS, *found)
 
 
