@@ -15,7 +15,7 @@ from recollect.engine.plan import Variant
 
 DIVISIONS = [
     Division(1, False), Division(2, False), Division(3, False), Division(2, True), Division(3, True),
-    Division(1, False, beside=True),
+    Division(2, True, rows_back=True), Division(1, False, beside=True),
 ]  # fmt: skip
 
 
@@ -82,7 +82,10 @@ def test_weights_are_fetched_ahead_where_they_are_many():
 
     def ahead(batch, inputs, hidden, division):
         made = Problem(kernels, inputs, hidden, batch, False, 8, False, division, team())
-        ways = kernels.forward(made.tiling, save=True, fetching=True), kernels.backward(made.tiling, fetching=True)
+        ways = (
+            kernels.forward(made.forward_tiling, save=True, fetching=True),
+            kernels.backward(made.tiling, fetching=True),
+        )
         return [one.address == way.address for one, way in zip((made.train, made.backward), ways, strict=True)]
 
     assert ahead(16, 256, 1024, Division(2, True)) == [True, True]
@@ -102,6 +105,10 @@ def test_units_are_divided_where_weights_are_large_and_rows_few():
     assert of(6, 16, 64) == Division(1, False)
     assert of(64, 64, 256, threads=1) == of(1, 64, 256, threads=1) == Division(1, False)
     assert of(64, 64, 256, threads=3) == Division(3, False)
+    assert of(8, 128, 128) == Division(2, True)
+    assert of(12, 128, 128) == of(23, 64, 256) == Division(2, True, rows_back=True)
+    assert of(24, 128, 128) == of(24, 64, 256) == Division(2, False)
+    assert of(24, 256, 1024) == Division(2, True)
 
     # Two directions run side by side where one of them would be alone, or would have to talk to itself.
     beside = Division(1, False, beside=True)

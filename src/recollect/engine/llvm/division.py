@@ -14,11 +14,18 @@ class Division(NamedTuple):
         threads: how many.
         by_units: each has units of its own, for all rows; otherwise rows of its own.
         beside: the directions of the layer run side by side, on a thread each.
+        rows_back: the backward pass shares rows, whatever the forward pass shares.
     """
 
     threads: int
     by_units: bool
     beside: bool = False
+    rows_back: bool = False
+
+    @property
+    def back(self) -> Division:
+        """That of the backward pass."""
+        return self._replace(by_units=self.by_units and not self.rows_back)
 
     @property
     def row_threads(self) -> int:
@@ -33,6 +40,8 @@ _ALONE, _STEP_ALONE, _STACK_ALONE = 1 << 22, 1 << 16, 1 << 21
 # into its own; with fewer rows than this for each thread, that is what takes the time. With more weights than the
 # second number the third one counts.
 _OWN_CACHE, _NEAR_CACHE, _FEW_ROWS, _FEW_ROWS_FAR = 1 << 18, 1 << 21, 12, 16
+# In the backward pass threads that share units exchange more in each step, so that rows are better sooner.
+_FEW_ROWS_BACK = 6
 _FEWEST_ROWS = 4  # of its own that a thread is worth waking for
 
 
@@ -79,7 +88,8 @@ def _divide_one(kernels: Kernels, weights: int, batch: int, rows: int, steps: in
     if threads == 1 or rows * weights < _ALONE:
         return Division(1, False)
     size = weights * kernels.weight_bytes
-    few = rows < (_FEW_ROWS if size <= _NEAR_CACHE else _FEW_ROWS_FAR) * threads * steps
+    near = size <= _NEAR_CACHE
+    few = rows < (_FEW_ROWS if near else _FEW_ROWS_FAR) * threads * steps
     if few and size > _OWN_CACHE and rows * weights > _STEP_ALONE * steps:
-        return Division(threads, True)
+        return Division(threads, True, rows_back=near and rows >= _FEW_ROWS_BACK * threads * steps)
     return Division(max(1, min(threads, batch // _FEWEST_ROWS)), False)

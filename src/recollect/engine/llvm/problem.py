@@ -154,7 +154,7 @@ class Problem:
         self.columns = backward.chunk_columns(self.plan, tiling, hidden)
         self.sums = round_up(self.columns, WIDE * tiling.lanes)
         self._common = {
-            **team.slots, "threads": division.threads, "by_units": int(division.by_units),
+            **team.slots, "threads": division.threads,
             "inputs": inputs, "hidden": hidden, "width": self.width, "backward_in_time": int(reverse),
         }  # fmt: skip
 
@@ -169,25 +169,28 @@ class Problem:
         made.__dict__.update(self.__dict__, rows=rows)
         return made
 
-    def _blocks(self, tile_rows: int, apart: int = 0) -> dict[str, int]:
-        """Blocks of batch rows: as many as tiles need, and as many for each thread, whose states lie ``apart`` rows."""
-        table = _deal(self.batch, tile_rows, self.division.row_threads, apart, self._unequal)
+    def _shares(self, division: Division, tile_rows: int, apart: int = 0) -> dict[str, int]:
+        """Who does what: units, or blocks of batch rows, as many as tiles need and as many for each thread.
+
+        Those of different threads have states that lie ``apart`` rows.
+        """
+        table = _deal(self.batch, tile_rows, division.row_threads, apart, self._unequal)
         self._block_rows.append(table)  # the kernel's arguments point to it
-        return {"blocks": len(table), "block_rows": table.ctypes.data}
+        return {"by_units": int(division.by_units), "blocks": len(table), "block_rows": table.ctypes.data}
 
     @property
     def bytes_per_step(self) -> int:
         """What a step of all rows adds to the memory that `kept` divides."""
         return self.batch * self.width * (len(self.plan.states) + self.plan.saved) * SIZE[self.tiling.dtype]
 
-    def _fetching(self, blocks: int, weights: int) -> bool:
+    def _fetching(self, division: Division, blocks: int, weights: int) -> bool:
         """Whether tiles fetch so many packed weights ahead: where these are many, for several blocks of rows."""
-        of_thread = weights * SIZE[self.tiling.dtype] // (self.division.threads if self.division.by_units else 1)
-        return blocks > self.division.row_threads and of_thread > _FAR
+        of_thread = weights * SIZE[self.tiling.dtype] // (division.threads if division.by_units else 1)
+        return blocks > division.row_threads and of_thread > _FAR
 
-    def _piece(self, blocks: int, vectors: int, count: int) -> int:
+    def _piece(self, division: Division, blocks: int, vectors: int, count: int) -> int:
         """How many k to take at once: all of them where no second block of rows would find them in the cache."""
-        return self.tiling.piece(vectors) if blocks > self.division.row_threads else count
+        return self.tiling.piece(vectors) if blocks > division.row_threads else count
 
     def _projected_steps(self, tile_rows: int) -> int:
         """Of how many steps the forward pass multiplies the inputs at once; 0 where each step does.
@@ -230,7 +233,8 @@ class Problem:
         return Parts(*[each for _ in self.plan.states], each * self.plan.saved)
 
     def _forward(self, *, save: bool) -> Pass:
-        plan, tiling, width, threads = self.plan, self.forward_tiling, self.width, self.division.row_threads
+        plan, tiling, width, division = self.plan, self.forward_tiling, self.width, self.division
+        threads = division.row_threads
         inputs, hidden = tiling.terms(self.inputs), tiling.terms(self.hidden)
         per_unit = inputs * len(plan.input_gates) + hidden * len(plan.recurrent_gates)
         page = _PAGE // SIZE[tiling.dtype]  # no processor reads ahead beyond
@@ -238,26 +242,25 @@ class Problem:
         rows_of_set = self.batch + threads * apart
         vectors = plan.widest_run * tiling.unit_vectors
         tile_rows = tiling.rows(vectors)
-        blocks = self._blocks(tile_rows, apart)
+        shares = self._shares(division, tile_rows, apart)
+        blocks = shares["blocks"]
         # The rows of x and h that a thread rounds: those of a slab. The last vector of h is whole.
         length = tiling.spread(inputs + round_up(hidden, tiling.lanes))
-        of_thread = min(SLAB, blocks["blocks"]) * tile_rows * length + page
+        of_thread = min(SLAB, blocks) * tile_rows * length + page
         ahead = self._projected_steps(tile_rows)
         parts = Parts(
             width * len(plan.vectors),
             width * len(plan.accumulators),
             width * per_unit,
             *(2 * width * rows_of_set for _ in plan.states),
-            self.division.threads * of_thread
-            if tiling.bfloat16
-            else ahead * self.batch * width * len(plan.accumulators),
+            division.threads * of_thread if tiling.bfloat16 else ahead * self.batch * width * len(plan.accumulators),
         )
-        piece = self._piece(blocks["blocks"], vectors, inputs + hidden)
-        sizes = self._common | blocks | {
+        piece = self._piece(division, blocks, vectors, inputs + hidden)
+        sizes = self._common | shares | {
             "rows_of_set": rows_of_set, "piece": piece, "rounded_length": length, "rounded_of_thread": of_thread,
             "projected_steps": ahead,
         }  # fmt: skip
-        fetching = self._fetching(blocks["blocks"], width * per_unit)
+        fetching = self._fetching(division, blocks, width * per_unit)
         return Pass(
             self.kernels.forward(tiling, save=save, fetching=fetching), sizes, forward.addresses(plan, tiling), parts
         )
@@ -288,7 +291,7 @@ class Problem:
         return Parts(*[self.width * self.rows.count for _ in self.plan.own_states])
 
     def _backward(self, *, watched: bool) -> Pass:
-        plan, tiling = self.plan, self.tiling
+        plan, tiling, division = self.plan, self.tiling, self.division.back
         stride, paired_stride = (of(tiling, self.columns) for of in (backward.chunk_stride, backward.paired_stride))
         chunk_steps = min(self._longest, max(1, backward.chunk_rows(tiling, self.columns) // self.batch))
         rows, gates = chunk_steps * self.batch, tiling.terms(self.gates)
@@ -299,14 +302,14 @@ class Problem:
             round_up(self.hidden, tiling.hidden_wide * tiling.lanes) * gates,
             *((tiling.terms(rows) * paired_stride,) if tiling.bfloat16 else ()),
         )
-        blocks = self._blocks(tiling.rows(tiling.hidden_wide))
-        piece = self._piece(blocks["blocks"], tiling.hidden_wide, gates)
-        sizes = self._common | blocks | {
+        shares = self._shares(division, tiling.rows(tiling.hidden_wide))
+        piece = self._piece(division, shares["blocks"], tiling.hidden_wide, gates)
+        sizes = self._common | shares | {
             "piece": piece, "chunk_steps": chunk_steps, "chunk_stride": stride, "paired_stride": paired_stride,
             "columns": self.columns, "grad_width": self.grad_width,
         }  # fmt: skip
         names = backward.addresses(plan, tiling, watched=watched)
-        fetching = self._fetching(blocks["blocks"], self.hidden * gates)
+        fetching = self._fetching(division, shares["blocks"], self.hidden * gates)
         return Pass(self.kernels.backward(tiling, watched=watched, fetching=fetching), sizes, names, parts)
 
 
