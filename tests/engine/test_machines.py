@@ -118,6 +118,14 @@ def _plan(name):
     return make_plan(cell.graph, cell.gates, cell.states, cell.vectors)
 
 
+@pytest.mark.parametrize(
+    ("vectors", "wide"), [(1, 1), (2, 2), (3, 3), (4, 4), (5, 3), (7, 4), (9, 3), (13, 2), (17, 3), (25, 2)]
+)
+def test_panels_are_wide_without_much_room_unused(vectors, wide):
+    tiling = make_tiling(_plan("lstm"), MACHINES["AVX2 znver2"], "float32", 8 * vectors, 8 * vectors - 3)
+    assert (tiling.input_wide, tiling.hidden_wide) == (wide, wide)
+
+
 QUICK = [("lstm", "float32", 3, 4), ("gru", "float64", 2, 4), ("rnn_tanh", "float32", 1, 2)]
 CELLS = ["lstm", "gru", "rnn_tanh", "peephole_lstm", "slstm"]
 FULL = [

@@ -37,11 +37,10 @@ class Division(NamedTuple):
 # in each step, below so many in a step. Layers of a stack wake it once for all of them, so that less is worth it.
 _ALONE, _STEP_ALONE, _STACK_ALONE = 1 << 22, 1 << 16, 1 << 21
 # A thread streams the weights that it multiplies with from a cache further away in each step, unless they fit
-# into its own; with fewer rows than this for each thread, that is what takes the time. With more weights than the
-# second number the third one counts.
-_OWN_CACHE, _NEAR_CACHE, _FEW_ROWS, _FEW_ROWS_FAR = 1 << 18, 1 << 21, 12, 16
-# In the backward pass threads that share units exchange more in each step, so that rows are better sooner.
-_FEW_ROWS_BACK = 6
+# into its own; with few rows for each thread, that is what takes the time. How few depends on whether some near cache
+# holds them (bytes of weights), and in the backward pass threads that share units exchange more in each step.
+_OWN_CACHE, _NEAR_CACHE = 1 << 18, 1 << 21
+_FEW_ROWS, _FEW_ROWS_FAR, _FEW_ROWS_BACK = 12, 16, 6
 _FEWEST_ROWS = 4  # of its own that a thread is worth waking for
 
 

@@ -128,8 +128,8 @@ class VectorTarget:
         return 1.0 / self._e.fma(self._exp_part(r, -1.0), scale, self.const(1.0))
 
     def tanh(self, x: Value) -> Value:
-        # With w = (e^2x - 1)/2, which keeps small x exact: w / (w + 1). 2x is n ln 2 + 2r. Where the error of ln 2
-        # counts, tanh is 1 to the last bit.
+        # With w = (e^2x - 1)/2, which keeps small x exact: w / (w + 1). 2x is n ln 2 + 2r, and one part of ln 2 is
+        # enough: with an n so large that its error counts, tanh is 1 to the last bit.
         limit = p.TANH_LIMIT[self._dtype]
         x = self._clamp(x, -limit, limit)
         n, scale = self._power_of_two(x, 2.0 / p.LN2)

@@ -25,7 +25,7 @@ COMMON = (
 _MANY_WEIGHTS = 1 << 18  # copied in about the time that it takes to wake a thread on a busy machine
 APART = 16  # integers: two cache lines, which some machines fetch together
 _SPINS = 100  # a few microseconds
-_MANY_ZEROS = 1 << 20  # numbers, of which no cache near a core holds half
+_MANY_ZEROS = 1 << 20  # numbers, more than the caches near a core hold
 
 
 class Kernel:

@@ -12,6 +12,7 @@ from recollect.engine.plan import Plan
 WIDE = 4  # vectors side by side in a tile, where the matrix is that wide
 GROUP = 4  # vectors of units whose equations are evaluated together, where there are so many
 _PIECE_BYTES = 1 << 15
+_ALONE = 1.2  # how much longer products take in panels of one vector, where each number is loaded for one multiply-add
 
 
 @dataclass(frozen=True)
@@ -111,10 +112,13 @@ def make_tiling(
     """Choose tiles: about four vectors wide, and as many rows as registers allow."""
     lanes = machine.lanes(dtype)
 
-    def fitting(most: int, count: int, size: int) -> int:
-        """How many pieces of that size side by side leave the least room unused."""
+    def fitting(most: int, count: int, size: int, alone: float = 1.0) -> int:
+        """How many pieces of that size side by side leave the least room unused; one ``alone`` takes so much longer."""
         pieces = round_up(count, size) // size
-        return min(range(min(most, pieces), 0, -1), key=lambda wide: round_up(pieces, wide))
+        times = {
+            wide: round_up(pieces, wide) * (alone if wide == 1 else 1.0) for wide in range(min(most, pieces), 0, -1)
+        }
+        return min(times, key=times.__getitem__)
 
     unit_vectors = max(1, min(WIDE // plan.widest_run, round_up(hidden, lanes) // lanes))
     return Tiling(
@@ -123,8 +127,8 @@ def make_tiling(
         registers=machine.accumulators,
         unit_vectors=unit_vectors,
         group_blocks=fitting(max(1, GROUP // unit_vectors), hidden, unit_vectors * lanes),
-        hidden_wide=fitting(WIDE, hidden, lanes),
-        input_wide=fitting(WIDE, inputs, lanes),
+        hidden_wide=fitting(WIDE, hidden, lanes, _ALONE),
+        input_wide=fitting(WIDE, inputs, lanes, _ALONE),
         pause=machine.pause,
         mode_register=machine.mode_register,
         bfloat16=machine.bfloat16 if bfloat16 else "",
