@@ -146,6 +146,14 @@ def test_no_tile_of_any_cell_spills(name, case):
     check(case[0], case[1], MACHINES[name], *case[2:])
 
 
+@pytest.mark.parametrize(("name", "store"), [("AVX2 haswell", "vmovnt"), ("SSE2", "movnt")])
+def test_zeros_of_padding_go_past_the_caches(name, store):
+    plan, machine = _plan("lstm"), MACHINES[name]
+    tiling = make_tiling(plan, machine, "float32", 16, 16)
+    for kernel in (forward.write(plan, tiling, save=False), backward.write(plan, tiling)):
+        assert store in assembly(str(kernel.module), machine)
+
+
 @pytest.mark.parametrize("cell", ["lstm", pytest.param("gru", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", BFLOAT16)
 def test_products_of_pairs_are_one_instruction_each(name, cell):

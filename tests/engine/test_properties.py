@@ -47,12 +47,9 @@ KINDS = [
     Kind(torch.float32, (1, 8), (1, 3, 8), resets=True, all_states=True),
 ]
 DIVISIONS = [
-    Division(1, False),
-    Division(2, False),
-    Division(3, False),
-    Division(2, True),
+    Division(1, False), Division(2, False), Division(3, False), Division(2, True), Division(3, True),
     Division(3, True, rows_back=True),
-]
+]  # fmt: skip
 LOSSES = ["y", "final", "both"]
 
 

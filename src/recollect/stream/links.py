@@ -43,7 +43,7 @@ class Link:
     """
 
     def __init__(self, layer: Layer, dtype: np.dtype) -> None:
-        self.layer, cell = layer, layer.cell
+        self.layer, self._dtype, cell = layer, dtype, layer.cell
         self._kernels = kernels_for(
             cell.graph, cell.gates, cell.states, cell.vectors, dtype.name, Variant(zoneout=bool(layer.zoneout))
         )
@@ -61,7 +61,7 @@ class Link:
         return self._values[tiling]
 
     def _pack(self, kernel: Pass) -> dict[str, int]:
-        layer, dtype = self.layer, self.layer.initial[0].dtype
+        layer, dtype = self.layer, self._dtype
         starts = kernel.parts.starts  # of the packed vectors, biases and weights, and then of what is not needed here
         self._packed.append(_aligned(starts[3], dtype=dtype))
         base = self._packed[-1].ctypes.data

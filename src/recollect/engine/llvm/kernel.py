@@ -327,11 +327,10 @@ def clear_padding(e: Emitter, kernel: Kernel, results: Sequence[str], length: st
 
     @contextmanager
     def vectors() -> Iterator[tuple[Value, Value]]:
-        with (
-            e.loop(first + e.arguments[1], end, e.arguments[2]) as row,
-            e.loop(0, columns, e.lanes) as column,
-        ):
-            yield column, e.load_integer(places, row) * columns + column
+        with e.loop(first + e.arguments[1], end, e.arguments[2]) as row:
+            start = e.load_integer(places, row) * columns
+            with e.loop(0, columns, e.lanes) as column:
+                yield column, start + column
 
     with e.when(past_caches):
         with vectors() as (_, at):
