@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import pytest
@@ -43,10 +44,9 @@ def _poison():
 
     lend = buffers.Buffer.__init__
 
-    def lend_poisoned(self, dtype, parts, data=None):
-        lend(self, dtype, parts, data)
-        if data is None:
-            self.data.fill_(torch.nan)
+    def lend_poisoned(self, dtype, parts):
+        lend(self, dtype, parts)
+        self._loan.fill(math.nan)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "empty", poisoned(torch.empty))

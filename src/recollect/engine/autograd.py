@@ -11,13 +11,14 @@ from torch.autograd import forward_ad
 
 from recollect.cells.cell import Cell
 from recollect.engine import reference, wavefront
-from recollect.engine.buffers import Buffer
 from recollect.engine.calls import DTYPES, backward, forward, of_each, prepare
 from recollect.engine.layout import Layout
 from recollect.engine.llvm.machine import host
 from recollect.engine.llvm.problem import Problem
 from recollect.engine.llvm.team import team
+from recollect.engine.memory import is_foreign
 from recollect.engine.reference import Direction, Extras, Result, Weights
+from recollect.engine.saved import differentiable, save, saved
 from recollect.engine.segments import Segmented, steps_of
 
 
@@ -59,6 +60,14 @@ def _without_memory(x: torch.Tensor) -> str | None:
     return None
 
 
+def foreign_parameter(parameters: Sequence[torch.Tensor | None]) -> str | None:
+    """Why no kernel can take these parameters: one of them stands for something else than numbers in memory."""
+    for parameter in parameters:
+        if parameter is not None and is_foreign(parameter):
+            return f"a parameter that is a {type(parameter).__name__}"
+    return None
+
+
 def description(x: torch.Tensor) -> str:
     """How llvm serves rows like ``x``, and why not the others."""
     machine, threads = host(), torch.get_num_threads()
@@ -79,7 +88,7 @@ def run(cell: Cell, x: torch.Tensor, layout: Layout, directions: Sequence[Direct
         ]
     problems, tensors = prepare(cell, x, layout, directions)
     extras = [each.extras for each in directions]
-    if not (torch.is_grad_enabled() and _any_requires_grad(tensors)):
+    if not (torch.is_grad_enabled() and any_requires_grad(tensors)):
         return [(tuple(out), tuple(final)) for out, final, _ in forward(problems, tensors, extras, save=False)]
     checkpoint = extras[0].checkpoint
     if checkpoint is not None and (steps := steps_of(problems[0], checkpoint)) < layout.rows.steps:
@@ -96,11 +105,16 @@ def _results(problems: Sequence[Problem], flat: Any) -> list[Result]:
     return [(part[:wanted], part[wanted:]) for part in of_each(len(problems), flat)]
 
 
-def _any_requires_grad(tensors: Sequence[Any]) -> bool:
+def any_requires_grad(tensors: Sequence[Any]) -> bool:
+    """Whether any of them, where it is not None, requires a gradient."""
     for each in tensors:  # noqa: SIM110  (a generator would cost more than the look)
         if each is not None and each.requires_grad:
             return True
     return False
+
+
+# What a call adds to a direction, and whether it is reversed.
+Way = tuple[Extras, bool]
 
 
 class Kept(NamedTuple):
@@ -145,38 +159,36 @@ class _Layer(torch.autograd.Function):
         ctx: Any,
         cell: Cell,
         layout: Layout,
-        ways: Sequence[tuple[Extras, bool]],
+        ways: Sequence[Way],
         problems: Sequence[Problem],
         kept: Sequence[Kept] | None,
         *tensors: Any,
     ) -> Any:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors)
-        ctx.cell, ctx.layout, ctx.ways, ctx.problems = cell, layout, ways, problems
-        if kept is None:
-            found = forward(problems, tensors, [extras for extras, _ in ways], save=True)
-            ctx.memories = [memory for _, _, memory in found]
-            return tuple(each for outputs, final, _ in found for each in (*outputs, *final))
-        ctx.memories = [
-            Buffer(each.memory.dtype, problem.kept, each.memory) for each, problem in zip(kept, problems, strict=True)
-        ]
-        return tuple(each.detach() for outputs, final, _ in kept for each in (*outputs, *final))
+        ctx.cell, ctx.layout, ctx.problems, ctx.ways = cell, layout, problems, _emptied(ways)
+        found = forward(problems, tensors, [extras for extras, _ in ways], save=True) if kept is None else kept
+        save(ctx, tensors, [*(memory for _, _, memory in found), *_tensors_of(ways)])
+        results = (result for outputs, final, _ in found for result in (*outputs, *final))
+        return tuple(results if kept is None else (result.detach() for result in results))
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> Any:
-        tensors, needed = ctx.saved_tensors, ctx.needs_input_grad[_BEFORE_TENSORS:]
+        needed, count = ctx.needs_input_grad[_BEFORE_TENSORS:], len(ctx.problems)
         if must_be_differentiable(grads):
-            found = differentiable_backward(lambda: _Layer.reference(ctx, tensors), tensors, needed, grads)
+            tensors, others = differentiable(ctx)
+            ways = _filled(ctx.ways, others[count:])
+            found = differentiable_backward(lambda: _Layer.reference(ctx, tensors, ways), tensors, needed, grads)
         else:
-            extras = [extras for extras, _ in ctx.ways]
-            found = backward(ctx.problems, ctx.memories, tensors, extras, needed, grads)
+            tensors, others = saved(ctx)
+            extras = [extras for extras, _ in _filled(ctx.ways, others[count:])]
+            found = backward(ctx.problems, others[:count], tensors, extras, needed, grads)
         return (*[None] * _BEFORE_TENSORS, *found)
 
     @staticmethod
-    def reference(ctx: Any, tensors: Sequence[Any]) -> list[torch.Tensor]:
+    def reference(ctx: Any, tensors: Sequence[Any], ways: Sequence[Way]) -> list[torch.Tensor]:
         """What `forward` returned, by the reference."""
-        x, own = tensors[0], of_each(len(ctx.ways), tensors[1:])
-        found = [by_reference(ctx.cell, ctx.layout, x, its, way) for its, way in zip(own, ctx.ways, strict=True)]
+        x, own = tensors[0], of_each(len(ways), tensors[1:])
+        found = [by_reference(ctx.cell, ctx.layout, x, its, way) for its, way in zip(own, ways, strict=True)]
         return [each for outputs, final in found for each in (*outputs, *final)]
 
 
@@ -192,7 +204,7 @@ def run_layers(cell: Cell, x: torch.Tensor, layout: Layout, layers: Sequence[Dir
     if not wavefront.pays(cell, x, layout, layers):
         return None
     problems, tensors = prepare(cell, x, layout, layers, stacked=True)
-    if torch.is_grad_enabled() and _any_requires_grad(tensors):
+    if torch.is_grad_enabled() and any_requires_grad(tensors):
         ways = [(each.extras, each.reverse) for each in layers]
         flat = _Layers.apply(cell, layout, ways, problems, *tensors)
     else:
@@ -215,33 +227,37 @@ class _Layers(torch.autograd.Function):
         ctx: Any,
         cell: Cell,
         layout: Layout,
-        ways: Sequence[tuple[Extras, bool]],
+        ways: Sequence[Way],
         problems: Sequence[Problem],
         *tensors: Any,
     ) -> Any:
         ctx.set_materialize_grads(False)
+        ctx.cell, ctx.layout, ctx.problems, ctx.ways = cell, layout, problems, _emptied(ways)
         found = wavefront.forward(problems, tensors, [extras for extras, _ in ways], save=True)
-        ctx.save_for_backward(*tensors, *(outputs[0] for outputs, _, _ in found[:-1]))
-        ctx.cell, ctx.layout, ctx.ways, ctx.problems = cell, layout, ways, problems
-        ctx.memories = [memory for _, _, memory in found]
+        memories, between = [memory for _, _, memory in found], [outputs[0] for outputs, _, _ in found[:-1]]
+        save(ctx, tensors, [*memories, *between, *_tensors_of(ways)])
         return _of_layers(found)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> Any:
-        needed, saved = ctx.needs_input_grad[_BEFORE_LAYERS:], ctx.saved_tensors
-        tensors, between = saved[: len(needed)], saved[len(needed) :]
+        needed, count = ctx.needs_input_grad[_BEFORE_LAYERS:], len(ctx.problems)
+        of_extras = 2 * count - 1  # before them stand the memories and what lies between the layers
         if must_be_differentiable(grads):
-            found = differentiable_backward(lambda: _Layers.reference(ctx, tensors), tensors, needed, grads)
+            tensors, others = differentiable(ctx)
+            ways = _filled(ctx.ways, others[of_extras:])
+            found = differentiable_backward(lambda: _Layers.reference(ctx, tensors, ways), tensors, needed, grads)
         else:
-            extras = [extras for extras, _ in ctx.ways]
-            found = wavefront.backward(ctx.problems, ctx.memories, tensors, between, extras, needed, grads)
+            tensors, others = saved(ctx)
+            memories, between = others[:count], others[count:of_extras]
+            extras = [extras for extras, _ in _filled(ctx.ways, others[of_extras:])]
+            found = wavefront.backward(ctx.problems, memories, tensors, between, extras, needed, grads)
         return (*[None] * _BEFORE_LAYERS, *found)
 
     @staticmethod
-    def reference(ctx: Any, tensors: Sequence[Any]) -> Sequence[torch.Tensor]:
+    def reference(ctx: Any, tensors: Sequence[Any], ways: Sequence[Way]) -> Sequence[torch.Tensor]:
         """What `forward` returned, by the reference."""
         x, found = tensors[0], []
-        for own, way in zip(of_each(len(ctx.ways), tensors[1:]), ctx.ways, strict=True):
+        for own, way in zip(of_each(len(ways), tensors[1:]), ways, strict=True):
             found.append(by_reference(ctx.cell, ctx.layout, x, own, way))
             x = found[-1][0][0]
         return _of_layers(found)
@@ -250,17 +266,34 @@ class _Layers(torch.autograd.Function):
 _BEFORE_LAYERS = 4  # arguments of _Layers.forward before the tensors
 
 
+def _tensors_of(ways: Sequence[Way]) -> list[torch.Tensor | None]:
+    return [tensor for extras, _ in ways for tensor in extras.tensors]
+
+
+def _emptied(ways: Sequence[Way]) -> list[Way]:
+    """The ways without their tensors."""
+    return [(extras.holding([None] * len(extras.tensors)), reverse) for extras, reverse in ways]
+
+
+def _filled(ways: Sequence[Way], tensors: Sequence[Any]) -> list[Way]:
+    """The ways with their tensors again, those of one after those of the other."""
+    given = iter(tensors)
+    return [(extras.holding([next(given) for _ in extras.tensors]), reverse) for extras, reverse in ways]
+
+
 def must_be_differentiable(grads: Sequence[torch.Tensor | None]) -> bool:
     """Whether a backward pass is itself to be differentiated or batched, which kernels cannot be."""
-    return torch.is_grad_enabled() or any(map(_is_batched, grads))
+    return torch.is_grad_enabled() or any(map(_is_no_memory, grads))
 
 
-def _is_batched(grad: torch.Tensor | None) -> bool:
-    """Whether it stands for many gradients at once (vmap over backward): it has no memory for a kernel to read."""
-    return grad is not None and (_functorch.is_batchedtensor(grad) or _functorch.is_legacy_batchedtensor(grad))
+def _is_no_memory(grad: torch.Tensor | None) -> bool:
+    """Whether it stands for something else than its numbers, such as many gradients at once (vmap over backward)."""
+    return grad is not None and (
+        _functorch.is_batchedtensor(grad) or _functorch.is_legacy_batchedtensor(grad) or is_foreign(grad)
+    )
 
 
-def by_reference(cell: Cell, layout: Layout, x: torch.Tensor, own: Sequence[Any], way: tuple[Extras, bool]) -> Result:
+def by_reference(cell: Cell, layout: Layout, x: torch.Tensor, own: Sequence[Any], way: Way) -> Result:
     """One layer and direction, whose tensors are ``own``."""
     (ih, hh, bias_ih, bias_hh, *rest), (extras, reverse) = own, way
     states, vectors = rest[: len(cell.states)], rest[len(cell.states) :]

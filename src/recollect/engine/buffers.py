@@ -1,99 +1,148 @@
 """Memory that is used again from call to call.
 
 A training step's internal buffers are large, and fresh memory costs a page fault every 4 KiB: more than
-the arithmetic at many shapes. Buffers go back to a bounded pool when their last user lets go of them.
+the arithmetic at many shapes. So memory that nobody uses any more is lent again.
+
+Nothing is handed back: a loan is over when nothing refers to it any more, which a weak reference tells whoever looks
+for memory next. So no code of ours runs while objects die, in the middle of whatever else, where an exception
+(Ctrl-C) would be lost.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
-import threading
+import weakref
+from collections import deque
+from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from recollect.engine.llvm.problem import Parts
 from recollect.errors import InputError
 
 LIMIT = 512 * 2**20  # bytes that are kept while nobody uses them
+_MOST_SIZES, _MOST_OF_A_SIZE, _LOOKS = 256, 64, 4
 
 _Key = tuple[torch.dtype, int]
+
+
+class Loan(np.ndarray):
+    """Memory that is on loan as long as anything refers to this array, such as a tensor made of it."""
 
 
 class Memory:
     """Uninitialised memory for so many numbers of a type; ``address`` is where it begins."""
 
-    __slots__ = ("address", "data", "itemsize", "nbytes")
+    __slots__ = ("_array", "_loan", "address", "nbytes")
 
     def __init__(self, key: _Key) -> None:
         dtype, count = key
-        with torch.inference_mode(False):  # it may be reused in training
-            self.data = torch.empty(count, dtype=dtype)
-        self.address, self.itemsize, self.nbytes = self.data.data_ptr(), dtype.itemsize, self.data.nbytes
+        tensor = torch.empty(count, dtype=dtype, device="cpu")  # aligned, which NumPy's memory is not
+        self._array, self.address, self.nbytes = tensor.numpy(), tensor.data_ptr(), tensor.nbytes
+        self._loan: weakref.ref[Loan] | None = None
+
+    @property
+    def in_use(self) -> bool:
+        return self._loan is not None and self._loan() is not None
+
+    def lend(self, count: int) -> Loan:
+        """The first ``count`` numbers of it, which is not in use."""
+        loan = self._array[:count].view(Loan)
+        self._loan = weakref.ref(loan)
+        return loan
+
+
+class _Size(deque[Memory]):
+    """The memories of one size, the one lent last at the end; ``used`` grows from loan to loan."""
+
+    used = 0
 
 
 class Pool:
-    """Memory that nobody uses, by type and length.
+    """Memory to be lent, by type and length.
 
-    Who does not get the lock at once does without the pool: the garbage collector may end a buffer in the middle of
-    anything, under any lock, this one too.
+    Threads need no lock: whoever has taken a memory out of its deque, which one thread does at a time, is the only one
+    to lend it. A memory that an exception loses on this way is freed when its loan is over.
 
     Args:
-        limit: bytes that it keeps; for what comes back beyond, the sizes that were used least recently are freed.
-
-    Attributes:
-        idle_bytes: bytes that it keeps now.
+        limit: bytes that it keeps, lent or not. For more, what nobody uses is freed, the sizes used least recently
+            first; what does not fit then is lent for once and freed when that is over.
     """
 
     def __init__(self, limit: int = LIMIT) -> None:
-        self.limit, self.idle_bytes = limit, 0
-        self._idle: dict[_Key, list[Memory]] = {}  # the size used least recently first; so within a size
-        self._lock = threading.Lock()
+        self.limit = limit
+        self._sizes: dict[_Key, _Size] = {}
+        self._clock = itertools.count()
 
-    def take(self, key: _Key) -> Memory | None:
-        """Memory of that type and length, or None."""
-        if not self._lock.acquire(False):
-            return None
+    def lend(self, key: _Key, count: int) -> tuple[Loan, int]:
+        """Memory for ``count`` numbers, and where it begins.
+
+        Args:
+            key: its type and length, of which ``count`` is at most all.
+        """
+        size = self._sizes.get(key)
+        if size is None:
+            self._bound_sizes()
+            size = self._sizes.setdefault(key, _Size())
+        size.used = next(self._clock)
+        for _ in range(min(len(size), _LOOKS)):  # more would take long where all are in use
+            try:
+                memory = size.popleft()
+            except IndexError:  # another thread was faster
+                break
+            loan = None if memory.in_use else memory.lend(count)
+            size.append(memory)
+            if loan is not None:
+                return loan, memory.address
+        memory = Memory(key)
+        loan = memory.lend(count)
+        if len(size) < _MOST_OF_A_SIZE and self._make_room(memory.nbytes):
+            size.append(memory)
+        return loan, memory.address
+
+    def _bound_sizes(self) -> None:
+        """Forget the sizes used least recently, and their memory, where there are many."""
+        if len(self._sizes) >= _MOST_SIZES:
+            for key, _ in sorted(self._sizes.items(), key=lambda pair: pair[1].used)[: _MOST_SIZES // 2]:
+                self._sizes.pop(key, None)
+
+    def _make_room(self, nbytes: int) -> bool:
+        """Free what nobody uses until so many bytes are within the limit; whether they are."""
+        if nbytes > self.limit:
+            return False
+        excess = sum(memory.nbytes for _, memory in self._all()) + nbytes - self.limit
+        if excess > 0:
+            for size, memory in sorted(self._all(), key=lambda pair: pair[0].used):
+                if not memory.in_use:
+                    excess -= self._drop(size, memory)
+                if excess <= 0:
+                    break
+        return excess <= 0
+
+    def _all(self) -> Iterator[tuple[_Size, Memory]]:
+        for size in list(self._sizes.values()):
+            for memory in list(size):
+                yield size, memory
+
+    @staticmethod
+    def _drop(size: _Size, memory: Memory) -> int:
+        """Keep it no longer; the bytes that this makes free."""
         try:
-            waiting = self._idle.get(key)
-            if not waiting:
-                return None
-            found = waiting.pop()
-            if not waiting:
-                del self._idle[key]
-            self.idle_bytes -= found.nbytes
-            return found
-        finally:
-            self._lock.release()
+            size.remove(memory)
+        except ValueError:  # another thread has it
+            return 0
+        return memory.nbytes
 
-    def give(self, key: _Key, memory: Memory) -> None:
-        """Keep memory that nobody uses any more, if it is within the limit at all."""
-        if memory.nbytes > self.limit or not self._lock.acquire(False):
-            return
-        freed = []  # once the lock is open again: the system takes its time
-        try:
-            waiting = self._idle[key] = self._idle.pop(key, [])  # now the size used last
-            waiting.append(memory)
-            self.idle_bytes += memory.nbytes
-            while self.idle_bytes > self.limit:
-                freed.append(self._oldest())
-        finally:
-            self._lock.release()
-
-    def _oldest(self) -> Memory:
-        key, waiting = next(iter(self._idle.items()))
-        found = waiting.pop(0)
-        if not waiting:
-            del self._idle[key]
-        self.idle_bytes -= found.nbytes
-        return found
+    @property
+    def idle_bytes(self) -> int:
+        """Bytes that it keeps and nobody uses."""
+        return sum(memory.nbytes for _, memory in self._all() if not memory.in_use)
 
     def release(self) -> int:
-        """Free all of it; returns how many bytes that were."""
-        with self._lock:
-            freed, self._idle = self._idle, {}
-            count, self.idle_bytes = self.idle_bytes, 0
-        del freed
-        return count
+        """Free all that nobody uses; returns how many bytes that were."""
+        return sum(self._drop(size, memory) for size, memory in self._all() if not memory.in_use)
 
 
 _pool = Pool()
@@ -113,8 +162,7 @@ def release_buffers() -> int:
 
 
 def _start_afresh() -> None:
-    """In a forked child: a thread that is not there may hold the lock, and to write to a page shared with the
-    parent costs more than to get a new one."""
+    """In a forked child: to write to a page shared with the parent costs more than to get a new one."""
     global _pool
     _pool = Pool()
 
@@ -124,39 +172,38 @@ if hasattr(os, "register_at_fork"):
 
 
 class Buffer:
-    """Uninitialised memory on loan; it returns to the pool when this object dies.
+    """Uninitialised memory on loan; it may be lent again when this object and its tensor are gone.
 
     Args:
         dtype: type of the numbers.
         parts: how it is divided.
-        data: memory of the caller's to divide, which stays the caller's.
-
-    Raises:
-        InputError: ``data`` is not that much memory of that type.
 
     Attributes:
-        data: all of it, as a flat tensor.
         addresses: where each part begins.
     """
 
-    __slots__ = ("_key", "_memory", "addresses", "data")
+    __slots__ = ("_loan", "addresses")
 
-    def __init__(self, dtype: torch.dtype, parts: Parts, data: torch.Tensor | None = None) -> None:
-        self._memory = None
-        if data is None:
-            self._key = (dtype, parts.room)
-            self._memory = memory = _pool.take(self._key) or Memory(self._key)
-            self.data, base, size = memory.data, memory.address, memory.itemsize
-        else:
-            if data.dtype != dtype or data.dim() != 1 or not data.is_contiguous() or len(data) < parts.total:
-                raise InputError(
-                    "the memory that was kept does not fit the layer",
-                    given=f"{data.dtype} {tuple(data.shape)}",
-                    expected=f"{dtype} [{parts.total}]",
-                )
-            self.data, base, size = data, data.data_ptr(), dtype.itemsize
-        self.addresses = [base + start * size for start in parts.starts]
+    def __init__(self, dtype: torch.dtype, parts: Parts) -> None:
+        self._loan, begin = _pool.lend((dtype, parts.room), parts.total)
+        self.addresses = parts.addresses(begin, dtype.itemsize)
 
-    def __del__(self) -> None:
-        if self._memory is not None:
-            _pool.give(self._key, self._memory)
+    def tensor(self) -> torch.Tensor:
+        """All of it, flat. The loan lasts as long as this tensor or a view of it, wherever autograd keeps it."""
+        return torch.from_numpy(self._loan)
+
+
+def part_addresses(memory: torch.Tensor, dtype: torch.dtype, parts: Parts) -> list[int]:
+    """Where each part begins of memory that somebody else has kept.
+
+    Raises:
+        InputError: it is not that much memory of that type.
+    """
+    fits = memory.dtype is dtype and memory.dim() == 1 and memory.is_cpu and memory.is_contiguous()
+    if not fits or len(memory) < parts.total or memory.untyped_storage().nbytes() < memory.nbytes:
+        raise InputError(
+            "the memory that was kept for the backward pass does not fit the layer",
+            given=f"{memory.dtype} {tuple(memory.shape)} on {memory.device}",
+            expected=f"{dtype} [{parts.total}] on cpu",
+        )
+    return parts.addresses(memory.data_ptr(), dtype.itemsize)

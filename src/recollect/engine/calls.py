@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from recollect.cells.cell import Cell
-from recollect.engine.buffers import Buffer
+from recollect.engine.buffers import Buffer, part_addresses
 from recollect.engine.layout import Layout
 from recollect.engine.llvm.division import divide
 from recollect.engine.llvm.kernels import Kernels, kernels_for
@@ -18,11 +18,15 @@ from recollect.engine.llvm.problem import Parts, Pass, Problem
 from recollect.engine.llvm.team import Team, team
 from recollect.engine.llvm.together import Strand, run_together
 from recollect.engine.plan import Plan, Variant
-from recollect.engine.readable import check_readable, readable
+from recollect.engine.readable import read_extras, read_gradients, read_input, read_own
 from recollect.engine.reference import PLAIN, Direction, Extras
 from recollect.engine.watched import Watched
+from recollect.errors import InputError
 
 _Result = TypeVar("_Result")
+
+# The outputs, the final states, and the memory that holds what the backward pass reads, if there is to be one.
+Found = tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor | None]
 _address = torch.Tensor.data_ptr
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
@@ -36,7 +40,7 @@ def kernels_of(cell: Cell, dtype: torch.dtype, variant: Variant) -> Kernels:
 def prepare(
     cell: Cell, x: torch.Tensor, layout: Layout, directions: Sequence[Direction], *, stacked: bool = False
 ) -> tuple[list[Problem], list[Any]]:
-    """The sizes of each direction of a layer, and the tensors that its kernels read, which have been checked.
+    """The sizes of each direction of a layer, and the tensors that its kernels read.
 
     Args:
         cell, x, layout, directions: as for `reference.run`.
@@ -53,9 +57,10 @@ def prepare(
     tensors: list[Any] = [x]
     for states, weights, extras, reverse, _ in directions:
         ih, hh, bias_ih, bias_hh, _, vectors = weights
+        if hh.dim() != 2:  # which sizes follow from
+            raise InputError("weight_hh must be a matrix", given=tuple(hh.shape), expected="[G * H, H]")
         hidden = hh.shape[1]
         own = (ih, hh, bias_ih, bias_hh, *(states or (None,) * len(cell.states)), *vectors)
-        check_readable(cell, x, inputs, own, extras, layout.batch, hidden)
         kind = (cell, x.dtype, extras.variant)
         problems.append(make(kind, inputs, hidden, layout, reverse, threads, workers, of_layer))
         tensors += own
@@ -92,21 +97,20 @@ def _fed(extras: Extras, states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     return [*states, *(() if extras.feed_mask is None else (states[0] * extras.feed_mask,))]
 
 
-def _given(problem: Problem, extras: Extras) -> tuple[list[int], list[torch.Tensor]]:
-    """The arguments of the slots of `given_slots`, and the tensors that they point into."""
+def _given(problem: Problem, extras: Extras) -> tuple[list[int], Any]:
+    """The arguments of the slots of `given_slots`, and what owns the memory that they point into."""
     if extras is PLAIN:
-        return [], []
+        return [], None
     hidden, arguments = problem.hidden, []
-    alive = readable(extras.keep)
-    for keep in alive:
+    extras = read_extras(problem, extras)
+    for keep in extras.keep:
         arguments += (keep.data_ptr(), hidden if keep.dim() > 1 else 0, 0)
     if extras.feed_mask is not None:
-        alive += readable([extras.feed_mask])
-        arguments += (alive[-1].data_ptr(), 0, hidden)
-    if extras.resets is not None:
-        alive.append(extras.resets.long().contiguous())
-        arguments.append(alive[-1].data_ptr())
-    return arguments, alive
+        arguments += (extras.feed_mask.data_ptr(), 0, hidden)
+    flags = None if extras.resets is None else extras.resets.long()
+    if flags is not None:
+        arguments.append(flags.data_ptr())
+    return arguments, (extras, flags)
 
 
 # What a direction's part of a call does before its kernel runs, and after.
@@ -154,7 +158,7 @@ def forward(
     save: bool,
     memories: Sequence[torch.Tensor | None] | None = None,
     outputs: list[torch.Tensor] | None = None,
-) -> list[tuple[list[torch.Tensor], list[torch.Tensor], Buffer | None]]:
+) -> list[Found]:
     """Run the forward kernels of a layer.
 
     Args:
@@ -167,15 +171,13 @@ def forward(
     Returns:
         Of each direction the outputs, the final states, and with ``save`` the memory that holds what `backward` reads.
     """
-    found = readable(tensors)
-    if len(problems) == 1:  # most calls by far
-        into, memory = outputs or new_outputs(problems[0], found[0]), memories[0] if memories else None
-        return _run(problems, [forward_part(problems[0], found[0], found[1:], extras[0], into, save, memory)])
-    own = of_each(len(problems), found[1:])
-    each = zip(problems, own, extras, memories or [None] * len(problems), strict=True)
+    x = read_input(problems[0], tensors[0])
+    own = of_each(len(problems), tensors[1:])
     parts = [
-        forward_part(problem, found[0], its, added, new_outputs(problem, found[0]), save, memory)
-        for problem, its, added, memory in each
+        forward_part(problem, x, parameters, added, outputs or new_outputs(problem, x), save, memory)
+        for problem, parameters, added, memory in zip(
+            problems, own, extras, memories or [None] * len(problems), strict=True
+        )
     ]
     return _run(problems, parts)
 
@@ -193,8 +195,8 @@ def forward_addresses(
     final: Iterable[int],
     initial: Iterable[int],
     vectors: Iterable[int],
-    scratch: Buffer,
-    kept: Buffer | None = None,
+    scratch: Sequence[int],
+    kept: Sequence[int] | None = None,
     given: Iterable[int] = (),
 ) -> tuple[int, ...]:
     """The addresses of a forward pass in the order of `Problem.infer`.
@@ -204,12 +206,12 @@ def forward_addresses(
         read: of x and the four parameters; 0 for a bias that there is not.
         outputs, final, initial, vectors: of each output, of each state after the last step and before the first, of
             each vector.
-        scratch: the memory of the pass.
-        kept: where it leaves what the backward pass reads, if it does.
+        scratch: of the parts of the pass's own memory.
+        kept: of the parts of the memory where it leaves what the backward pass reads, if it does.
         given: of `_given`.
     """
-    left = [0] * (len(plan.states) + 1) if kept is None else kept.addresses
-    return (*read, *scratch.addresses, *left, *outputs, *initial, *final, *vectors, *given)
+    left = [0] * (len(plan.states) + 1) if kept is None else kept
+    return (*read, *scratch, *left, *outputs, *initial, *final, *vectors, *given)
 
 
 def forward_part(
@@ -220,8 +222,9 @@ def forward_part(
     outputs: list[torch.Tensor],
     save: bool,
     memory: torch.Tensor | None = None,
-) -> Part[tuple[list[torch.Tensor], list[torch.Tensor], Buffer | None]]:
-    """What `forward` does for one direction, whose tensors are ``own``."""
+) -> Part[Found]:
+    """What `forward` does for one direction, whose tensors are ``own``; x and ``outputs`` are a kernel's to use."""
+    own = read_own(problem, own)
     rest = own[4:]
     plan, batch, hidden, width = problem.plan, problem.batch, problem.hidden, problem.width
     count = len(rest) - len(plan.vectors)
@@ -234,11 +237,15 @@ def forward_part(
     final = [x.new_empty((1, batch, width)) for _ in plan.states]
     given, alive = _given(problem, extras)
     kernel = problem.train if save else problem.infer
-    scratch = Buffer(x.dtype, kernel.parts)
-    kept = Buffer(x.dtype, problem.kept, memory) if save else None
+    scratch, kept = Buffer(x.dtype, kernel.parts), None
+    if save and memory is None:
+        buffer = Buffer(x.dtype, problem.kept)
+        memory, kept = buffer.tensor(), buffer.addresses
+    elif save and memory is not None:
+        kept = part_addresses(memory, x.dtype, problem.kept)
     read = x.data_ptr(), *[0 if each is None else each.data_ptr() for each in own[:4]]
     written = map(_address, outputs), map(_address, final)
-    addresses = forward_addresses(plan, read, *written, starts, map(_address, vectors), scratch, kept, given)
+    addresses = forward_addresses(plan, read, *written, starts, map(_address, vectors), scratch.addresses, kept, given)
     yield kernel, kernel.arguments(addresses, problem.rows.values)
     del final[count:], alive, scratch
     if width != hidden:
@@ -247,34 +254,38 @@ def forward_part(
     if begun < batch:  # rows of length 0
         for each, start in zip(final, initial, strict=False):
             each[:, begun:] = 0 if start is None else start[:, begun:]
-    if kept and extras.watched is not None:
-        _show_forward(extras.watched, problem, kept, final, vectors)
-    return outputs, final, kept
+    if memory is not None and extras.watched is not None:
+        _show_forward(extras.watched, problem, memory, final, vectors)
+    return outputs, final, memory
 
 
 def _show_forward(
-    watched: Watched, problem: Problem, kept: Buffer, final: Sequence[torch.Tensor], vectors: Sequence[torch.Tensor]
+    watched: Watched,
+    problem: Problem,
+    memory: torch.Tensor,
+    final: Sequence[torch.Tensor],
+    vectors: Sequence[torch.Tensor],
 ) -> None:
     plan, count = problem.plan, problem.rows.count
-    before = _states_in(kept, problem.kept, problem)
+    before = _states_in(memory, problem.kept, problem)
     start = problem.kept.starts[len(plan.states)]
-    saved = kept.data[start : start + count * plan.saved * problem.width].view(count, plan.saved, problem.width)
+    saved = memory[start : start + count * plan.saved * problem.width].view(count, plan.saved, problem.width)
     leaves = {f"prev.{name}": state for name, state in zip(plan.states, before, strict=False)}
     leaves |= {f"saved.{place}": saved[:, place, : problem.hidden] for place in range(plan.saved)}
     leaves |= {f"vec.{name}": vector for name, vector in zip(plan.vectors, vectors, strict=True)}
-    watched.saw_forward(plan.activations, before, final, leaves, kept)
+    watched.saw_forward(plan.activations, before, final, leaves)
 
 
-def _states_in(buffer: Buffer, parts: Parts, problem: Problem) -> list[torch.Tensor]:
-    """The first parts of a buffer, which are those of the cell's states, as packed rows [N, H]."""
+def _states_in(memory: torch.Tensor, parts: Parts, problem: Problem) -> list[torch.Tensor]:
+    """The first parts of a kernel's memory, which are those of the cell's states, as packed rows [N, H]."""
     size = problem.rows.count * problem.width
     own = zip(parts.starts, problem.plan.own_states, strict=False)
-    return [buffer.data[start : start + size].view(-1, problem.width)[:, : problem.hidden] for start, _ in own]
+    return [memory[start : start + size].view(-1, problem.width)[:, : problem.hidden] for start, _ in own]
 
 
 def backward(
     problems: Sequence[Problem],
-    memories: Sequence[Any],
+    memories: Sequence[torch.Tensor],
     tensors: Sequence[Any],
     extras: Sequence[Extras],
     needed: Sequence[bool],
@@ -291,13 +302,13 @@ def backward(
         grads: those of the outputs and the final states of the first direction, then of the next.
         dx: room for the gradient of x, of the one direction that there is; new memory if None.
     """
-    found, count = readable(tensors), len(problems)
-    own, wanted, leaving = of_each(count, found[1:]), of_each(count, needed[1:]), of_each(count, grads)
+    x, count = read_input(problems[0], tensors[0]), len(problems)
+    own, wanted, leaving = of_each(count, tensors[1:]), of_each(count, needed[1:]), of_each(count, grads)
     each = zip(problems, memories, own, extras, wanted, leaving, strict=True)
     parts = []
     for problem, memory, own, added, wanted, its in each:
-        into = torch.empty_like(found[0]) if needed[0] and dx is None else dx
-        parts.append(backward_part(problem, memory, found[0], own, added, into, wanted, its))
+        into = torch.empty_like(x) if needed[0] and dx is None else dx
+        parts.append(backward_part(problem, memory, x, own, added, into, wanted, its))
     (dx, *result), *others = _run(problems, parts)
     for its_dx, *its in others:
         dx = None if dx is None else dx + its_dx
@@ -317,7 +328,7 @@ def _of_sums(problem: Problem, sums: torch.Tensor) -> list[torch.Tensor]:
 
 def backward_part(
     problem: Problem,
-    memory: Buffer,
+    memory: torch.Tensor,
     x: torch.Tensor,
     own: Sequence[Any],
     extras: Extras,
@@ -326,7 +337,8 @@ def backward_part(
     grads: Sequence[torch.Tensor | None],
 ) -> Part[list[Any]]:
     """What `backward` does for one direction, whose tensors are ``own``; ``dx`` is room for the gradient of x."""
-    weight_ih, weight_hh, _, _, *rest = own
+    weight_ih, weight_hh, _, _, *rest = read_own(problem, own)
+    grads = read_gradients(problem, grads)
     plan, hidden = problem.plan, problem.hidden
     count, wanted = len(rest) - len(plan.vectors), len(plan.outputs)
     dstates = x.new_zeros(len(plan.states), problem.batch, problem.grad_width)
@@ -340,7 +352,7 @@ def backward_part(
     dw_ih = dw_hh = None
     if needed[0] or needed[1]:
         dw_ih, dw_hh = torch.empty_like(weight_ih), torch.empty_like(weight_hh)
-    doutputs = readable(grads[:wanted])
+    doutputs = grads[:wanted]
     given, alive = _given(problem, extras)
     watched = extras.watched
     kernel = problem.backward if watched is None else problem.watched_backward
@@ -348,7 +360,7 @@ def backward_part(
     scratch = Buffer(x.dtype, kernel.parts)
     addresses = (
         x.data_ptr(), *[0 if each is None else each.data_ptr() for each in (dx, weight_ih, weight_hh, dw_ih, dw_hh)],
-        sums.data_ptr(), *memory.addresses,
+        sums.data_ptr(), *part_addresses(memory, x.dtype, problem.kept),
         *[problem.zeros if each is None else each.data_ptr() for each in doutputs],
         *[0 if each is None else hidden for each in doutputs],
         *[first + of_state * place for first in grads_at for place in range(len(plan.states))],
@@ -357,7 +369,7 @@ def backward_part(
     yield kernel, kernel.arguments(addresses, problem.rows.values)
     del alive, doutputs
     if watched is not None and leaving is not None:
-        watched.saw_backward(_states_in(leaving, problem.leaving, problem), leaving)
+        watched.saw_backward(_states_in(leaving.tensor(), problem.leaving, problem))
     dinitial: list[Any] = [None] * count
     if any(needed[4 : 4 + count]):
         dinitial = list((dstates if restarts is None else dstates + restarts)[:, :, :hidden].split(1))

@@ -134,7 +134,14 @@ def _attending(attention: _Attention) -> Iterator[None]:
         _attention.reset(token)
 
 
-def choose(cell: Cell, x: torch.Tensor, *, projected: bool = False, variant: Variant = PLAIN.variant) -> Choice:
+def choose(
+    cell: Cell,
+    x: torch.Tensor,
+    *,
+    projected: bool = False,
+    variant: Variant = PLAIN.variant,
+    parameters: Sequence[torch.Tensor | None] = (),
+) -> Choice:
     """Decide which backend serves rows like ``x``.
 
     Args:
@@ -142,25 +149,29 @@ def choose(cell: Cell, x: torch.Tensor, *, projected: bool = False, variant: Var
         x: the input, or rows of it.
         projected: the layer projects its output.
         variant: what the call asks for beyond the plain recurrence.
+        parameters: of the layer.
 
     Raises:
         BackendError: a backend was forced that cannot serve them.
     """
-    choice = _choose(cell, x, projected, variant._replace(bfloat16=False))
+    choice = _choose(cell, x, projected, variant._replace(bfloat16=False), parameters)
     if not variant.bfloat16:
         return choice
     rounded = "multiplying in bfloat16" if choice.name == "llvm" else "in float32, as only llvm multiplies in bfloat16"
     return Choice(choice.name, f"{choice.why}; {rounded}")
 
 
-def _choose(cell: Cell, x: torch.Tensor, projected: bool, variant: Variant) -> Choice:
+def _choose(
+    cell: Cell, x: torch.Tensor, projected: bool, variant: Variant, parameters: Sequence[torch.Tensor | None]
+) -> Choice:
     if (attention := _attention.get()) is not None and attention.listener is not None:
         return Choice("reference", "a diagnosis is listening")
     if _forced == "reference":
         return Choice("reference", 'chosen with set_backend("reference")')
+    foreign = autograd.foreign_parameter(parameters)
     obstacles: dict[str, str | None] = {
-        "llvm": "a projected output (proj_size)" if projected else autograd.obstacle(x),
-        "torch": torch_kernels.obstacle(cell, x, variant, projected=projected),
+        "llvm": "a projected output (proj_size)" if projected else autograd.obstacle(x) or foreign,
+        "torch": torch_kernels.obstacle(cell, x, variant, projected=projected) or foreign,
     }
     if _forced != "auto" and obstacles[_forced] is not None:
         raise BackendError(
@@ -192,7 +203,8 @@ def run(cell: Cell, x: torch.Tensor, layout: Layout, directions: Sequence[Direct
     if _on_llvm(x, first):
         return autograd.run(cell, x, layout, directions)  # most calls by far
     listener, watcher = _attention.get() or _Attention()
-    choice = choose(cell, x, projected=first.weights.hr is not None, variant=first.extras.variant)
+    projected, variant = first.weights.hr is not None, first.extras.variant
+    choice = choose(cell, x, projected=projected, variant=variant, parameters=first.parameters)
     if choice.name == "reference" and listener is None and _forced != "reference":
         _warn_once(choice)
     if watcher is not None and layout.count and torch.is_grad_enabled() and autograd.transformed(x) is None:
@@ -239,7 +251,12 @@ def run_layers(
 
 def _on_llvm(x: torch.Tensor, direction: Direction) -> bool:
     """Whether llvm is what serves such a layer, without asking why."""
-    return are_kernels_chosen() and direction.weights.hr is None and autograd.obstacle(x) is None
+    return (
+        are_kernels_chosen()
+        and direction.weights.hr is None
+        and autograd.obstacle(x) is None
+        and autograd.foreign_parameter(direction.parameters) is None
+    )
 
 
 def are_kernels_chosen() -> bool:

@@ -21,6 +21,7 @@ from recollect.engine.llvm.kernels import Function
 from recollect.engine.llvm.lengths import Table
 from recollect.engine.llvm.problem import Parts, Pass
 from recollect.engine.llvm.rows import Rows
+from recollect.engine.memory import check_memory
 
 
 class Layout:
@@ -40,6 +41,7 @@ class Layout:
         packed: the batch is [N, ...], packed rows already.
         dense: every sequence is active at every step, and in its original order.
         kept: it is the same object for the same sizes, so that much can be kept by it.
+        shape: of the batch without features.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Layout:
         self.sizes, self.batch, self.steps, self.batch_first = sizes, batch, steps, batch_first
         self._order, self._inverse = order, inverse
         self.count, self.packed = sum(sizes), not steps
+        self.shape = (self.count,) if self.packed else _shape(batch, steps, batch_first)
         self.dense = not self.packed and order is None and self.count == steps * batch
         self.kept = False
 
@@ -69,12 +72,13 @@ class Layout:
     @cached_property
     def rows(self) -> Rows:
         """What kernels are told of it."""
-        return Rows.of(self.sizes, self.places)
+        return Rows.of(self.sizes, self.places, self.shape)
 
     def part(self, first: int, last: int) -> Layout:
         """Some neighbouring steps, whose rows stay where they are in this batch; there is no padding among them."""
         sizes, begin = self.sizes[first:last], self._offsets[first]
         made = Layout(sizes, sizes[0])
+        made.shape = self.shape
         made.places = self.places[begin : begin + made.count]
         return made
 
@@ -111,11 +115,11 @@ class Layout:
 
     def sort(self, state: torch.Tensor) -> torch.Tensor:
         """Bring [..., B, features] into the order of the packed rows."""
-        return state if self._order is None else state.index_select(-2, self._order.to(state.device))
+        return state if self._order is None else _select(state, self._order)
 
     def unsort(self, state: torch.Tensor) -> torch.Tensor:
         """Bring [..., B, features] back into the caller's order."""
-        return state if self._inverse is None else state.index_select(-2, self._inverse.to(state.device))
+        return state if self._inverse is None else _select(state, self._inverse)
 
 
 class Padded(Layout):
@@ -133,8 +137,9 @@ class Padded(Layout):
     def __init__(self, lengths: torch.Tensor, steps: int, *, batch_first: bool) -> None:
         self.batch, self.steps, self.batch_first = len(lengths), steps, batch_first
         self.packed = self.kept = self.dense = False
+        self.shape = _shape(self.batch, steps, batch_first)
         self._parts = parts = Table(self.batch, steps)
-        self._table = table = torch.empty(parts.total, dtype=torch.int64)
+        self._table = table = torch.empty(parts.total, dtype=torch.int64, device="cpu")
         kernel, self._at = _kernel(), table.data_ptr()
         arguments = kernel.arguments((lengths.data_ptr(), self.batch, steps, batch_first, self._at, 0, 0, 0, 0, 0))
         kernel.run(arguments)
@@ -158,11 +163,20 @@ class Padded(Layout):
         """What kernels are told of it."""
         offsets, places = (self._at + 8 * part for part in (self._parts.offsets, self._parts.places))
         steps, every = max(1, self.longest), self.steps * self.batch
-        return Rows(steps, self._begun, self.count, offsets, places, every, self._table)
+        return Rows(steps, self._begun, self.count, offsets, places, every, self._table, self.shape)
 
     @property
     def unequal(self) -> bool:
         return self.shortest < self.longest
+
+
+def _select(state: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    check_memory("a state, or its gradient,", state)  # torch would read without
+    return state.index_select(-2, order.to(state.device))
+
+
+def _shape(batch: int, steps: int, batch_first: bool) -> tuple[int, int]:
+    return (batch, steps) if batch_first else (steps, batch)
 
 
 @lru_cache(maxsize=1)

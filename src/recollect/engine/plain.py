@@ -15,14 +15,16 @@ from typing import Any, cast
 import torch
 
 from recollect.cells.cell import Cell
-from recollect.engine.autograd import by_reference, differentiable_backward, must_be_differentiable
+from recollect.engine.autograd import any_requires_grad, by_reference, differentiable_backward, must_be_differentiable
 from recollect.engine.buffers import Buffer
 from recollect.engine.calls import backward, forward_addresses, kept_problem, new_problem
 from recollect.engine.layout import Layout, dense
 from recollect.engine.llvm.problem import Problem
 from recollect.engine.llvm.team import team
 from recollect.engine.plan import Variant
+from recollect.engine.readable import addresses
 from recollect.engine.reference import PLAIN
+from recollect.engine.saved import differentiable, save, saved
 
 
 def run(
@@ -52,14 +54,9 @@ def run(
     if calls is None:
         return None
     tensors = (x, *parameters)
-    addresses, differentiable = [], False
-    for tensor, shape in zip(tensors, calls.shapes, strict=True):
-        if tensor.shape != shape or tensor.dtype is not dtype or not tensor.is_cpu:
-            return None
-        if not tensor.is_contiguous() or tensor.is_neg():
-            return None
-        differentiable = differentiable or tensor.requires_grad
-        addresses.append(tensor.data_ptr())
+    read = addresses(tensors, calls.shapes, dtype)
+    if read is None:
+        return None
     layout, problem = calls.layout, calls.problem
     if lay_out is not None:
         layout = lay_out()
@@ -67,9 +64,9 @@ def run(
             return None
         if not layout.dense:
             problem = calls.of(layout)
-    if differentiable and torch.is_grad_enabled():
-        return cast("tuple[torch.Tensor, ...]", _Call.apply(calls, problem, layout, addresses, *tensors))
-    return calls.forward(problem, layout, addresses)
+    if torch.is_grad_enabled() and any_requires_grad(tensors):
+        return cast("tuple[torch.Tensor, ...]", _Call.apply(calls, problem, layout, read, *tensors))
+    return calls.forward(problem, layout, read)
 
 
 class _Calls:
@@ -93,7 +90,7 @@ class _Calls:
         self.shapes = [shape, (gates, inputs), (gates, hidden), *biases, *[(hidden,)] * len(cell.vectors)]
         self._starts, self._wider = [self.problem.zeros] * states, self.problem.width != hidden
         # For results to be made like them, without memory of their own.
-        number = torch.zeros(1, dtype=dtype)
+        number = torch.zeros(1, dtype=dtype, device="cpu")
         self._results = [number.expand(*rows, hidden), *[number.expand(1, layout.batch, self.problem.width)] * states]
 
     def of(self, layout: Layout) -> Problem:
@@ -101,18 +98,18 @@ class _Calls:
         return new_problem(*self._sizes, layout, False, *self._threads)
 
     def forward(
-        self, problem: Problem, layout: Layout, addresses: Sequence[int], kept: Buffer | None = None
+        self, problem: Problem, layout: Layout, read: Sequence[int], kept: Sequence[int] | None = None
     ) -> tuple[torch.Tensor, ...]:
         """As `run`, from the addresses of x and the parameters, without autograd.
 
-        ``kept`` is memory for what `backward` reads.
+        ``kept`` has the addresses of the memory for what `backward` reads.
         """
         kernel = problem.infer if kept is None else problem.train
         results = [torch.empty_like(each) for each in self._results]
         scratch = Buffer(self._dtype, kernel.parts)
-        read, vectors = (addresses[:5], addresses[5:]) if self._bias else ((*addresses[:3], 0, 0), addresses[3:])
+        read, vectors = (read[:5], read[5:]) if self._bias else ((*read[:3], 0, 0), read[3:])
         output, *final = [each.data_ptr() for each in results]
-        values = forward_addresses(problem.plan, read, (output,), final, self._starts, vectors, scratch, kept)
+        values = forward_addresses(problem.plan, read, (output,), final, self._starts, vectors, scratch.addresses, kept)
         kernel.run(kernel.arguments(values, problem.rows.values))
         if self._wider:
             results[1:] = [each[:, :, : problem.hidden].contiguous() for each in results[1:]]
@@ -128,7 +125,7 @@ class _Calls:
         problem: Problem,
         layout: Layout,
         tensors: Sequence[torch.Tensor],
-        kept: Buffer,
+        kept: torch.Tensor,
         needed: Sequence[bool],
         grads: Sequence[torch.Tensor | None],
     ) -> list[torch.Tensor | None]:
@@ -171,22 +168,23 @@ class _Call(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, calls: _Calls, problem: Problem, layout: Layout, addresses: Sequence[int], *tensors: torch.Tensor
+        ctx: Any, calls: _Calls, problem: Problem, layout: Layout, read: Sequence[int], *tensors: torch.Tensor
     ) -> Any:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors)
         ctx.calls, ctx.problem, ctx.layout = calls, problem, layout
-        ctx.kept = kept = Buffer(tensors[0].dtype, problem.kept)
-        return calls.forward(problem, layout, addresses, kept)
+        kept = Buffer(tensors[0].dtype, problem.kept)
+        save(ctx, tensors, [kept.tensor()])
+        return calls.forward(problem, layout, read, kept.addresses)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> Any:
-        calls, layout, tensors = ctx.calls, ctx.layout, ctx.saved_tensors
-        needed = ctx.needs_input_grad[_BEFORE_TENSORS:]
+        calls, layout, needed = ctx.calls, ctx.layout, ctx.needs_input_grad[_BEFORE_TENSORS:]
         if must_be_differentiable(grads):
+            tensors, _ = differentiable(ctx)
             found = differentiable_backward(lambda: calls.by_reference(layout, tensors), tensors, needed, grads)
         else:
-            found = calls.backward(ctx.problem, layout, tensors, ctx.kept, needed, grads)
+            tensors, (kept,) = saved(ctx)
+            found = calls.backward(ctx.problem, layout, tensors, kept, needed, grads)
         return (*[None] * _BEFORE_TENSORS, *found)
 
 

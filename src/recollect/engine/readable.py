@@ -1,4 +1,9 @@
-"""What a kernel may read: it is given addresses, so all that could be wrong behind one is refused before."""
+"""The one gate to the kernels: a tensor becomes an address here, or not at all.
+
+A kernel trusts the addresses that it is given. So all that it reads passes `readable`, on the way forward and, since
+tensors may have changed in between, again on the way back: it has the shape and the type that the kernel expects and
+memory that is large enough, laid out as the kernel goes through it.
+"""
 
 from __future__ import annotations
 
@@ -8,66 +13,133 @@ from typing import Any
 
 import torch
 
-from recollect.cells.cell import Cell
+from recollect.engine.llvm.problem import Problem
+from recollect.engine.memory import check_memory, is_foreign
 from recollect.engine.reference import PLAIN, Extras
 from recollect.errors import InputError
 
+Shape = tuple[int, ...]
 
-def readable(tensors: Sequence[Any]) -> list[Any]:
-    """The tensors with their numbers in memory as a kernel reads them; None stays None."""
-    found = list(tensors)
-    for place, each in enumerate(found):
-        if each is not None and (not each.is_contiguous() or each.is_neg()):
-            found[place] = each.contiguous().resolve_neg()
+TYPES = {"float32": torch.float32, "float64": torch.float64}  # that kernels compute in, by their names
+
+_Parameter = torch.nn.Parameter
+
+
+def addresses(tensors: Sequence[Any], shapes: Sequence[Shape], dtype: torch.dtype) -> list[int] | None:
+    """Where the numbers of each tensor begin, if a kernel can read all of them as they are; else None.
+
+    Args:
+        tensors: each has memory of its own that nobody has made smaller than the tensor.
+        shapes: of each.
+        dtype: of all.
+    """
+    found = []
+    for tensor, shape in zip(tensors, shapes, strict=True):
+        if tensor.shape != shape or tensor.dtype is not dtype or not tensor.is_cpu:
+            return None
+        if type(tensor) not in (torch.Tensor, _Parameter) and is_foreign(tensor):
+            return None
+        if tensor.layout is not torch.strided or not tensor.is_contiguous() or tensor.is_neg():
+            return None
+        address = tensor.data_ptr()
+        if not address:
+            return None
+        found.append(address)
     return found
 
 
-def check_readable(
-    cell: Cell, x: torch.Tensor, inputs: int, own: Sequence[Any], extras: Extras, batch: int, hidden: int
-) -> None:
-    """Refuse tensors whose memory is not what the kernel will read.
+def readable(tensors: Sequence[Any], shapes: Sequence[Shape], dtype: torch.dtype, names: Sequence[str]) -> list[Any]:
+    """The tensors with their numbers in memory as a kernel reads them; None stays None.
 
     Args:
-        cell: the step.
-        x: the input, or that of a layer below.
-        inputs: I, features of the input.
-        own: the four parameters, the initial states, the vectors; None where there is none.
-        extras: what the call adds.
-        batch, hidden: B and H.
+        tensors: each None or to be read.
+        shapes, names: of each; the names are for the error.
+        dtype: of all.
 
     Raises:
-        InputError: a parameter, or what the call adds, has another shape, dtype or device than the layer needs.
+        InputError: one has another shape, dtype or device, its class is not known to keep numbers in memory, or it has
+            no memory.
     """
-    dtype = x.dtype  # which is on the CPU
-    wanted = _shapes(len(cell.gates) * hidden, inputs, hidden, batch, len(cell.states), len(cell.vectors))
-    for place, (tensor, shape) in enumerate(zip(own, wanted, strict=True)):
+    found = list(tensors)
+    for place, (tensor, shape) in enumerate(zip(tensors, shapes, strict=True)):
         if tensor is None:
             continue
-        if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_cpu:
-            names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", *cell.states, *cell.vectors)
-            raise _misfit(names[place], tensor, f"{shape}, {dtype} on {x.device}")
+        if tensor.shape != shape or tensor.dtype is not dtype or not tensor.is_cpu or is_foreign(tensor):
+            raise _misfit(names[place], tensor, shape, dtype)
+        found[place] = _dense(names[place], tensor)
+    return found
+
+
+def _dense(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.layout is not torch.strided:
+        tensor = tensor.to_dense()
+    if tensor._is_zerotensor():  # torch's own for zeros that are nowhere in memory, which derivatives can be
+        tensor = tensor.clone()
+    check_memory(name, tensor)
+    return tensor if tensor.is_contiguous() and not tensor.is_neg() else tensor.contiguous().resolve_neg()
+
+
+def _misfit(name: str, tensor: torch.Tensor, shape: Shape, dtype: torch.dtype) -> InputError:
+    kind = f", a {type(tensor).__name__}" if is_foreign(tensor) else ""
+    return InputError(
+        f"{name} does not fit the layer and its input",
+        given=f"{tuple(tensor.shape)}, {tensor.dtype} on {tensor.device}{kind}",
+        expected=f"{shape}, {dtype} on cpu",
+    )
+
+
+# Of a layer in one direction --------------------------------------------------------------------
+
+
+def read_input(problem: Problem, x: torch.Tensor) -> torch.Tensor:
+    """The input of a layer as its kernels read it; InputError if it is not what they expect."""
+    shape = (*problem.rows.shape, problem.inputs)
+    return readable([x], [shape], TYPES[problem.tiling.dtype], ["the input"])[0]
+
+
+def read_own(problem: Problem, own: Sequence[Any]) -> list[Any]:
+    """The four parameters, the initial states and the vectors of a direction as its kernels read them; else InputError.
+
+    Args:
+        problem: of the direction.
+        own: None where there is none.
+    """
+    plan = problem.plan
+    shapes = own_shapes(
+        problem.gates, problem.inputs, problem.hidden, problem.batch, len(plan.own_states), len(plan.vectors)
+    )
+    return readable(own, shapes, TYPES[problem.tiling.dtype], _names(plan.own_states, plan.vectors))
+
+
+def read_gradients(problem: Problem, grads: Sequence[Any]) -> list[Any]:
+    """The gradients of the outputs and of the final states of a direction as its kernels read them; else InputError."""
+    plan, hidden = problem.plan, problem.hidden
+    outputs = len(grads) - len(plan.own_states)
+    shapes = [*[(*problem.rows.shape, hidden)] * outputs, *[(1, problem.batch, hidden)] * len(plan.own_states)]
+    names = ["the gradient of an output"] * outputs + [f"the gradient of final {name}" for name in plan.own_states]
+    return readable(grads, shapes, TYPES[problem.tiling.dtype], names)
+
+
+def read_extras(problem: Problem, extras: Extras) -> Extras:
+    """What a call adds to a direction as its kernels read it; InputError if it is not what they expect."""
     if extras is PLAIN:
-        return
-    added = [
-        ("resets", extras.resets, [x.shape[:-1]], torch.bool),
-        ("feed_mask", extras.feed_mask, [(batch, hidden)], x.dtype),
-    ]
-    added += [("keep", keep, [(*x.shape[:-1], hidden), (hidden,)], x.dtype) for keep in extras.keep]
-    for name, tensor, shapes, dtype in added:
-        if tensor is not None and (tensor.shape not in shapes or tensor.dtype != dtype or tensor.device != x.device):
-            raise _misfit(name, tensor, f"{shapes[0]}, {dtype} on {x.device}")
+        return extras
+    rows, hidden, dtype = problem.rows.shape, problem.hidden, TYPES[problem.tiling.dtype]
+    (resets,) = readable([extras.resets], [rows], torch.bool, ["resets"])
+    (mask,) = readable([extras.feed_mask], [(problem.batch, hidden)], dtype, ["feed_mask"])
+    shapes = [(hidden,) if keep.dim() == 1 else (*rows, hidden) for keep in extras.keep]
+    return extras._replace(
+        resets=resets, feed_mask=mask, keep=readable(extras.keep, shapes, dtype, ["keep"] * len(shapes))
+    )
 
 
 @lru_cache(maxsize=128)
-def _shapes(gates: int, inputs: int, hidden: int, batch: int, states: int, vectors: int) -> list[tuple[int, ...]]:
-    """Of the four parameters, the initial states and the vectors."""
+def own_shapes(gates: int, inputs: int, hidden: int, batch: int, states: int, vectors: int) -> list[Shape]:
+    """Of the four parameters, the initial states and the vectors, where G * H is ``gates``."""
     of_parameters = [(gates, inputs), (gates, hidden), (gates,), (gates,)]
     return [*of_parameters, *[(1, batch, hidden)] * states, *[(hidden,)] * vectors]
 
 
-def _misfit(name: str, tensor: torch.Tensor, expected: str) -> InputError:
-    return InputError(
-        f"{name} does not fit the layer and its input",
-        given=f"{tuple(tensor.shape)}, {tensor.dtype} on {tensor.device}",
-        expected=expected,
-    )
+@lru_cache(maxsize=128)
+def _names(states: tuple[str, ...], vectors: tuple[str, ...]) -> list[str]:
+    return ["weight_ih", "weight_hh", "bias_ih", "bias_hh", *states, *vectors]

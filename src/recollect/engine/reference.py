@@ -6,7 +6,7 @@ Any dtype, any device, differentiable as often as torch is. Every kernel is comp
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -82,6 +82,18 @@ class Extras(NamedTuple):
     watched: Watched | None = None
 
     @property
+    def tensors(self) -> list[torch.Tensor | None]:
+        """All that is a tensor in it."""
+        return [] if self is PLAIN else [self.resets, self.feed_mask, *self.keep]
+
+    def holding(self, tensors: Sequence[Any]) -> Extras:
+        """The same with others in place of its `tensors`."""
+        if self is PLAIN:
+            return self
+        resets, feed_mask, *keep = tensors
+        return self._replace(resets=resets, feed_mask=feed_mask, keep=keep)
+
+    @property
     def variant(self) -> Variant:
         """The kind of kernel that serves such a call."""
         if self is PLAIN:  # most calls by far
@@ -106,6 +118,11 @@ class Direction(NamedTuple):
     extras: Extras
     reverse: bool
     label: str
+
+    @property
+    def parameters(self) -> list[torch.Tensor | None]:
+        """All tensors of its weights."""
+        return [*self.weights[:5], *self.weights.vectors]
 
 
 # y in the layout of x (and the other states, where all are wanted), and each state [1, B, its size] at the end.

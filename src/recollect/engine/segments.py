@@ -20,8 +20,8 @@ from recollect.cells.cell import Cell
 from recollect.engine.calls import backward, forward, prepare
 from recollect.engine.layout import Layout
 from recollect.engine.llvm.problem import Problem
-from recollect.engine.readable import readable
 from recollect.engine.reference import Direction, Extras, Weights
+from recollect.engine.saved import save, saved
 from recollect.errors import NotYetError
 
 # Memory that is left to a segment, and how many times that a sequence must need to be worth cutting; in bytes.
@@ -55,23 +55,23 @@ class Segmented(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         x, hidden = tensors[0], tensors[2].shape[1]
         extras, reverse = direction.extras, direction.reverse
-        ctx.cell, ctx.extras, ctx.reverse = cell, extras, reverse
+        ctx.cell, ctx.extras, ctx.reverse = cell, extras.holding([None] * len(extras.tensors)), reverse
         ctx.segments = _cut(layout, steps, reverse=reverse)
         wanted = len(cell.states) if extras.all_states else 1
-        # Zeros, if there is padding, which belongs to no segment.
-        ctx.make = x.new_empty if layout.packed or layout.dense else x.new_zeros
-        outputs = [ctx.make(*x.shape[:-1], hidden) for _ in range(wanted)]
+        ctx.hidden, ctx.padded = hidden, not (layout.packed or layout.dense)
+        outputs = [_room(x, hidden, zeros=ctx.padded) for _ in range(wanted)]
         ctx.batch = layout.batch
         given = tensors[5 : 5 + len(cell.states)]
         states = [x.new_zeros(1, ctx.batch, hidden) if each is None else each.clone() for each in given]
-        ctx.starts, own = [], readable(tensors)
+        begun, read = [], _contiguous(tensors)
         for segment in ctx.segments:
-            ctx.starts.append([state[:, : segment.batch].clone() for state in states])
-            problems, given, added = _of_segment(ctx, own, segment, ctx.starts[-1])
+            starts = [state[:, : segment.batch].clone() for state in states]
+            begun += starts
+            problems, given, added = _of_segment(ctx, extras, read, segment, starts)
             [(_, final, _)] = forward(problems, given, [added], save=False, outputs=outputs)
             for state, new in zip(states, final, strict=True):
                 state[:, : segment.batch] = new
-        ctx.save_for_backward(*tensors)
+        save(ctx, tensors, [*extras.tensors, *begun])
         return (*outputs, *states)
 
     @staticmethod
@@ -81,17 +81,20 @@ class Segmented(torch.autograd.Function):
                 "a layer that runs in segments has first derivatives only", given="create_graph=True",
                 remedy="checkpoint=None",
             )  # fmt: skip
-        tensors, needed = ctx.saved_tensors, ctx.needs_input_grad[_BEFORE_TENSORS:]
-        x, hidden, count, own = tensors[0], tensors[2].shape[1], len(ctx.cell.states), readable(tensors)
+        needed, (tensors, others) = ctx.needs_input_grad[_BEFORE_TENSORS:], saved(ctx)
+        x, hidden, count, of_extras = tensors[0], ctx.hidden, len(ctx.cell.states), len(ctx.extras.tensors)
+        extras, begun = ctx.extras.holding(others[:of_extras]), others[of_extras:]
         wanted = len(grads) - count
-        douts = readable(grads[:wanted])
+        read, douts = _contiguous(tensors), _contiguous(grads[:wanted])
         dstates = [x.new_zeros(1, ctx.batch, hidden) if grad is None else grad.clone() for grad in grads[wanted:]]
-        dx = ctx.make(x.shape) if needed[0] else None
+        dx = _room(x, x.shape[-1], zeros=ctx.padded) if needed[0] else None
         sums: list[torch.Tensor | None] = [None] * len(tensors)
         every = [*needed[:5], *[True] * count, *needed[5 + count :]]
-        for segment, starts in zip(reversed(ctx.segments), reversed(ctx.starts), strict=True):
-            problems, given, added = _of_segment(ctx, own, segment, starts)
+        for number, segment in reversed(list(enumerate(ctx.segments))):
+            starts = begun[number * count : (number + 1) * count]
+            problems, given, added = _of_segment(ctx, extras, read, segment, starts)
             [(_, _, memory)] = forward(problems, given, [added], save=True, outputs=_unread(x, hidden, wanted))
+            assert memory is not None, "it was told to save"
             leaving = [*douts, *(each[:, : segment.batch] for each in dstates)]
             found = backward(problems, [memory], given, [added], every, leaving, dx=dx)
             for place, grad in enumerate(found[1:], 1):
@@ -109,6 +112,16 @@ class Segmented(torch.autograd.Function):
         )
 
 
+def _contiguous(tensors: Sequence[Any]) -> list[Any]:
+    """The tensors as kernels go through them, once for all segments."""
+    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
+
+
+def _room(x: torch.Tensor, features: int, *, zeros: bool) -> torch.Tensor:
+    """Room in the layout of x; ``zeros`` where there is padding, which belongs to no segment."""
+    return (x.new_zeros if zeros else x.new_empty)(*x.shape[:-1], features)
+
+
 def _unread(x: torch.Tensor, hidden: int, count: int) -> list[torch.Tensor]:
     """Room for outputs in the layout of x that nobody reads: only what is written to takes memory, until it dies."""
     shape = (count, *x.shape[:-1], hidden)
@@ -120,11 +133,11 @@ _BEFORE_TENSORS = 4  # arguments of Segmented.forward before the tensors
 
 
 def _of_segment(
-    ctx: Any, tensors: Sequence[Any], segment: Layout, starts: Sequence[torch.Tensor]
+    ctx: Any, extras: Extras, tensors: Sequence[Any], segment: Layout, starts: Sequence[torch.Tensor]
 ) -> tuple[list[Problem], list[Any], Extras]:
     """The problem, the tensors and the additions of one segment, whose rows stay where they are in the batch."""
     x, ih, hh, bias_ih, bias_hh, *rest = tensors
-    mask = ctx.extras.feed_mask
-    added = ctx.extras._replace(checkpoint=None, feed_mask=None if mask is None else mask[: segment.batch])
+    mask = extras.feed_mask
+    added = extras._replace(checkpoint=None, feed_mask=None if mask is None else mask[: segment.batch])
     weights = Weights(ih, hh, bias_ih, bias_hh, None, rest[len(starts) :])
     return *prepare(ctx.cell, x, segment, [Direction(starts, weights, added, ctx.reverse, "")]), added

@@ -66,7 +66,7 @@ def run(
             y, *final = kernel(sequence.flip(0) if reverse else sequence, hx, flat, *how, False)
             y = (y.flip(0) if reverse else y).flatten(0, 1)
         else:
-            sizes = torch.tensor(layout.sizes)
+            sizes = torch.tensor(layout.sizes, device="cpu")
             turned = _turned(sizes).to(x.device) if reverse else None
             y, *final = kernel(rows if turned is None else rows[turned], sizes, hx, flat, *how)
             y = y if turned is None else y[turned]
@@ -87,7 +87,7 @@ def _quiet() -> Iterator[None]:
 def _turned(sizes: torch.Tensor) -> torch.Tensor:
     """[N] for each packed row the place of the same sequence's step counted from its other end; its own inverse."""
     batch = int(sizes[0])
-    active = torch.arange(batch) < sizes.unsqueeze(1)  # [T, B]
+    active = torch.arange(batch, device="cpu") < sizes.unsqueeze(1)  # [T, B]
     step, row = active.nonzero(as_tuple=True)
     starts = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
     return starts[active.sum(0)[row] - 1 - step] + row

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -46,7 +45,6 @@ class Watched:
         self._steps: list[Step] = []
         self._gates: Graph
         self._leaves: dict[str, torch.Tensor] = {}
-        self._memory: list[Any] = []  # what the tensors are parts of
 
     def gates(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
         """The activation of each gate that has one, [n, H], in the rows with these numbers [n]."""
@@ -61,7 +59,6 @@ class Watched:
         before: Sequence[torch.Tensor],
         final: Sequence[torch.Tensor],
         leaves: dict[str, torch.Tensor],
-        memory: object = None,
     ) -> None:
         """Take what a forward pass kept.
 
@@ -70,16 +67,14 @@ class Watched:
             before: see `Watched`.
             final: [1, B, its size] each.
             leaves: of ``gates``, [N, H] or [H] each.
-            memory: has to live as long as ``before`` and ``leaves`` are used.
         """
-        self._gates, self._memory = gates, [memory]
+        self._gates = gates
         self.before = tuple(each.detach() for each in before)
         self.final = tuple(each.detach().squeeze(0) for each in final)
         self._leaves = {name: leaf.detach() for name, leaf in leaves.items()}
 
-    def saw_backward(self, gradients: Sequence[torch.Tensor], memory: object = None) -> None:
-        """Take what a backward pass left, [N, its size] each; ``memory`` as for `saw_forward`."""
-        self._memory.append(memory)
+    def saw_backward(self, gradients: Sequence[torch.Tensor]) -> None:
+        """Take what a backward pass left, [N, its size] each."""
         if self.gradients is None:
             self.gradients = tuple(gradients)
         else:

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import torch
 
 from recollect.cells.cell import Cell
-from recollect.engine.buffers import Buffer
 from recollect.engine.calls import (
+    Found,
     Part,
     backward_part,
     forward_part,
@@ -29,7 +29,7 @@ from recollect.engine.llvm.division import layers_beside
 from recollect.engine.llvm.problem import Problem
 from recollect.engine.llvm.team import team
 from recollect.engine.llvm.together import Strand, run_together
-from recollect.engine.readable import readable
+from recollect.engine.readable import read_input
 from recollect.engine.reference import Direction, Extras
 
 _Result = TypeVar("_Result")
@@ -53,11 +53,10 @@ def pays(cell: Cell, x: torch.Tensor, layout: Layout, layers: Sequence[Direction
 
 def forward(
     problems: Sequence[Problem], tensors: Sequence[Any], extras: Sequence[Extras], *, save: bool
-) -> list[tuple[list[torch.Tensor], list[torch.Tensor], Buffer | None]]:
+) -> list[Found]:
     """As `calls.forward`, of layers that `calls.prepare` has ``stacked``."""
-    x, *rest = readable(tensors)
-    parts = []
-    for problem, own, added in zip(problems, of_each(len(problems), rest), extras, strict=True):
+    x, parts = read_input(problems[0], tensors[0]), []
+    for problem, own, added in zip(problems, of_each(len(problems), tensors[1:]), extras, strict=True):
         outputs = new_outputs(problem, x)
         parts.append(forward_part(problem, x, own, added, outputs, save))
         x = outputs[0]
@@ -66,7 +65,7 @@ def forward(
 
 def backward(
     problems: Sequence[Problem],
-    memories: Sequence[Any],
+    memories: Sequence[torch.Tensor],
     tensors: Sequence[Any],
     between: Sequence[torch.Tensor],
     extras: Sequence[Extras],
@@ -81,8 +80,8 @@ def backward(
         grads: those of the outputs of the last layer, then of the final states of each layer in turn.
     """
     count, wanted = len(problems), of_each(len(problems), needed[1:])
-    x, *rest = readable(tensors)
-    inputs, own = [x, *readable(between)], of_each(count, rest)
+    inputs = [read_input(problem, x) for problem, x in zip(problems, [tensors[0], *between], strict=True)]
+    own = of_each(count, tensors[1:])
     outputs = len(problems[-1].plan.outputs)
     leaving, finals = grads[:outputs], of_each(count, grads[outputs:])
     # Below the lowest layer of which anything is needed, nothing is.

@@ -27,7 +27,9 @@ def rows_of(x: Any) -> Any:
 
 def packed_batch(x: PackedSequence) -> int:
     """B of a PackedSequence; from a shape where there is one, which a compiler can follow."""
-    return int(x.batch_sizes[0]) if x.sorted_indices is None else x.sorted_indices.shape[0]
+    if x.sorted_indices is not None:
+        return x.sorted_indices.shape[0]
+    return int(x.batch_sizes[0]) if x.batch_sizes.shape[0] else 0  # which `lay_out` refuses
 
 
 def check_probability(name: str, value: object) -> float:

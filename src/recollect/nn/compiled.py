@@ -49,7 +49,7 @@ def run(
     """What `Stack.run` does, as one node of the graph that is being traced."""
     rows = rows_of(x)
     packing = [each for each in x[1:] if each is not None] if isinstance(x, PackedSequence) else []
-    lengths = None if lengths is None else torch.as_tensor(lengths)
+    lengths = None if lengths is None else torch.as_tensor(lengths, device="cpu")
     differentiable = torch.is_grad_enabled() and any(each.requires_grad for each in (rows, *states, *parameters))
     tapes = (
         differentiable and not torch.compiler.is_exporting() and dispatch.kernels_serve(rows) and not stack.projected

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
 from recollect.engine.layout import Layout, Padded, dense
+from recollect.engine.memory import check_memory
+from recollect.engine.readable import addresses, readable
 from recollect.errors import InputError
 
 
@@ -28,8 +32,9 @@ def lay_out(
     if isinstance(x, PackedSequence):
         if lengths is not None:
             raise InputError("a PackedSequence has its lengths already", given="lengths=", remedy="leave it out")
-        sizes = x.batch_sizes.tolist()
-        return Layout(sizes, sizes[0], order=_on_cpu(x.sorted_indices), inverse=_on_cpu(x.unsorted_indices))
+        sizes = _checked_sizes(x)
+        order, inverse = _checked_order(x, sizes[0])
+        return Layout(sizes, sizes[0], order=order, inverse=inverse)
     batch, steps = (x.shape[0], x.shape[1]) if batch_first else (x.shape[1], x.shape[0])
     if lengths is None and batch:
         return dense(batch, steps, batch_first=batch_first)
@@ -49,22 +54,65 @@ def lay_out(
     return dense(batch, steps, batch_first=batch_first) if layout.shortest == steps > 0 else layout
 
 
-def _on_cpu(order: torch.Tensor | None) -> torch.Tensor | None:
-    return None if order is None else order.cpu()
+def _checked_sizes(x: PackedSequence) -> list[int]:
+    """The rows of each step of a PackedSequence, which anybody can make of tensors that do not fit together."""
+    sizes = x.batch_sizes
+    shown: Any = type(sizes).__name__
+    if isinstance(sizes, torch.Tensor):
+        shown = f"{sizes.dtype} {tuple(sizes.shape)} on {sizes.device}"
+        if sizes.dtype is torch.int64 and sizes.dim() == 1 and sizes.is_cpu and len(sizes):
+            check_memory("batch_sizes", sizes)
+            rows = sizes.tolist()
+            if rows[-1] >= 1 and all(map(operator.ge, rows, rows[1:])) and sum(rows) == len(x.data):
+                return rows
+            shown = f"{rows if len(rows) <= 10 else f'{rows[:10]}...'}, {sum(rows)} in all, for {len(x.data)} rows"
+    raise InputError(
+        "the batch_sizes of the PackedSequence do not fit its data",
+        given=shown,
+        expected="torch.int64 [T] on cpu: rows of each step, at least 1, never growing, as many in all as data has",
+        remedy="make it with torch.nn.utils.rnn.pack_padded_sequence or pack_sequence",
+    )
+
+
+def _checked_order(x: PackedSequence, batch: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Where each sequence was before they were packed and where it is since, [B] each; None where nothing was moved."""
+    given = (x.sorted_indices, x.unsorted_indices)
+    if given[0] is None and given[1] is None:
+        return None, None
+    order, inverse = (_places(indices, batch) for indices in given)
+    if order is None or inverse is None or not np.array_equal(order.numpy()[inverse.numpy()], np.arange(batch)):
+        raise InputError(
+            "sorted_indices and unsorted_indices of the PackedSequence do not belong to a batch like this",
+            given=" and ".join("None" if indices is None else str(indices.tolist()[:10]) for indices in given),
+            expected=f"torch.int64 [{batch}], a permutation and its inverse",
+            remedy="make it with torch.nn.utils.rnn.pack_padded_sequence or pack_sequence",
+        )
+    return order, inverse
+
+
+def _places(indices: Any, batch: int) -> torch.Tensor | None:
+    """The indices on the CPU, or None unless there are B of them and each is a place in the batch."""
+    if not isinstance(indices, torch.Tensor) or indices.dtype is not torch.int64 or indices.shape != (batch,):
+        return None
+    check_memory("the indices of a PackedSequence", indices)
+    indices = indices.cpu()
+    return indices if indices.min() >= 0 and indices.max() < batch else None
 
 
 def _checked_lengths(lengths: Any, batch: int) -> torch.Tensor:
     """The lengths as a kernel reads them; whether they fit into T is still to be seen."""
     try:
-        sizes = torch.as_tensor(lengths)
+        # Elsewhere than on the CPU only if it is there already, whatever torch's default device is.
+        sizes = lengths if isinstance(lengths, torch.Tensor) else torch.as_tensor(lengths, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             "lengths must be whole numbers", given=repr(lengths), expected="torch.int64, shape [B]"
         ) from error
     if sizes.shape != (batch,):
         raise InputError("lengths must have one number per row", given=tuple(sizes.shape), expected=f"[{batch}]")
-    if not batch or (sizes.dtype is torch.int64 and sizes.is_cpu and sizes.is_contiguous()):  # most of them by far
+    if not batch or addresses([sizes], [(batch,)], torch.int64):  # most of them by far
         return sizes
     if sizes.is_floating_point() or sizes.is_complex() or sizes.dtype == torch.bool:
         raise InputError("lengths must be whole numbers", given=sizes.dtype, expected="torch.int64, shape [B]")
-    return sizes.to("cpu", torch.int64).contiguous()
+    check_memory("lengths", sizes)
+    return readable([sizes.to("cpu", torch.int64)], [(batch,)], torch.int64, ["lengths"])[0]

@@ -83,7 +83,7 @@ class Link:
             self._kernels, layer.inputs, layer.hidden, streams,
             unequal=False, longest=1, reverse=False, division=division, team=team, apart=False,
         )  # fmt: skip
-        return made.along(Rows.of([streams], np.arange(streams)))
+        return made.along(Rows.of([streams], np.arange(streams), (streams,)))
 
     def threads(self, streams: int, most: int) -> int:
         """How many threads one step of so many streams is worth."""

@@ -45,6 +45,10 @@ class Parts:
         *self.starts, self.total = accumulate((round_up(count, _LINE) for count in counts), initial=0)
         self.room = round_up(self.total, max(1024, 1 << max(0, self.total.bit_length() - 3)))
 
+    def addresses(self, begin: int, itemsize: int) -> list[int]:
+        """Where each part begins of a buffer that begins at that address, with so many bytes a number."""
+        return [begin + start * itemsize for start in self.starts]
+
 
 class Pass:
     """A kernel with the arguments that sizes decide.
