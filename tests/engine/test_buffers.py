@@ -15,7 +15,7 @@ import torch
 import recollect
 from recollect import cells, nn
 from recollect.engine import buffers
-from recollect.engine.buffers import Buffer, Pool
+from recollect.engine.buffers import Buffer, Pool, part_addresses
 from recollect.engine.calls import kept_problem
 from recollect.engine.llvm.problem import Parts
 
@@ -34,12 +34,19 @@ def lend(kib, dtype=torch.float32):
     return Buffer(dtype, Parts(kib * KIB // dtype.itemsize))
 
 
+def memory_of(buffer):
+    """What the pool keeps of it, as a weak reference; to nothing where it keeps none."""
+    kept = (memory for size in buffers._pool._sizes.values() for memory in size if memory.address in buffer.addresses)
+    memory = next(kept, None)
+    return (lambda: None) if memory is None else weakref.ref(memory)
+
+
 def lent(*sizes):
-    """Lend buffers of these sizes in turn, give each back at once, and return weak references to their memory."""
+    """Lend buffers of these sizes in turn, let go of each at once, and return weak references to their memory."""
     references = []
     for size in sizes:
         buffer = lend(size)
-        references.append(weakref.ref(buffer.data))
+        references.append(memory_of(buffer))
         del buffer
     return references
 
@@ -48,22 +55,45 @@ def alive(references):
     return [reference() is not None for reference in references]
 
 
+def bytes_of(pool):
+    return sum(memory.nbytes for size in pool._sizes.values() for memory in size)
+
+
 def test_memory_comes_back_for_the_same_size(pool):
     (first,) = lent(8)
     assert pool.idle_bytes == 8 * KIB
     buffer = lend(8)
-    assert buffer.data is first()
+    assert memory_of(buffer)() is first()
     assert pool.idle_bytes == 0
-    assert lend(8).data is not first()
-    assert lend(8, torch.float64).data.dtype == torch.float64
+    assert memory_of(lend(8))() is not first()
+    assert lend(8, torch.float64).tensor().dtype == torch.float64
+
+
+def test_a_loan_lasts_as_long_as_a_view_of_its_tensor(pool):
+    buffer = lend(8)
+    memory, tensor = memory_of(buffer), buffer.tensor()
+    view = tensor[5:9].view(2, 2)
+    del buffer, tensor
+    assert pool.idle_bytes == 0
+    assert memory_of(lend(8))() is not memory()
+    del view
+    assert memory() in {memory_of(lend(8))() for _ in range(2)}
+
+
+def test_addresses_are_those_of_the_tensor(pool):
+    parts = Parts(5, 40, 3)
+    buffer = Buffer(torch.float64, parts)
+    tensor = buffer.tensor()
+    assert len(tensor) == parts.total
+    assert buffer.addresses == [tensor[start:].data_ptr() for start in parts.starts]
+    assert buffer.addresses[0] % 64 == 0
 
 
 def test_many_sizes_stay_within_the_limit(pool):
     for size in range(4, 200):
         lent(size)
-        assert pool.idle_bytes <= pool.limit
+        assert pool.idle_bytes == bytes_of(pool) <= pool.limit
     assert pool.idle_bytes > 0
-    assert pool.idle_bytes == sum(each.nbytes for waiting in pool._idle.values() for each in waiting)
 
 
 def test_the_least_recently_used_goes_first(pool):
@@ -88,13 +118,32 @@ def test_what_exceeds_the_limit_drives_nothing_out(pool):
     assert alive(too_large) == [False]
 
 
+def test_what_is_in_use_counts_but_is_never_taken_away(pool):
+    used = [lend(20) for _ in range(3)]
+    for buffer in used:
+        buffer.tensor().fill_(3.0)
+    for size in (20, 24, 40):
+        assert alive(lent(size)) == [False]  # no room beside them
+    assert all((buffer.tensor() == 3.0).all() for buffer in used)
+    del used, buffer
+    assert pool.idle_bytes == bytes_of(pool) == 60 * KIB
+
+
+def test_memory_that_is_held_for_long_is_passed_over(pool):
+    held = [lend(1) for _ in range(8)]
+    addresses = {buffer.addresses[0] for buffer in held}
+    for _ in range(40):
+        assert lend(1).addresses[0] not in addresses
+    assert bytes_of(pool) <= 64 * KIB
+
+
 def test_release_frees_all_but_what_is_in_use(pool):
     kept, used = lent(8, 16), lend(24)
-    used.data.fill_(3.0)
+    used.tensor().fill_(3.0)
     assert recollect.release_buffers() == 24 * KIB
     assert alive(kept) == [False, False]
     assert pool.idle_bytes == 0
-    assert (used.data == 3.0).all()
+    assert (used.tensor() == 3.0).all()
     assert recollect.release_buffers() == 0
     del used
     assert recollect.release_buffers() == 24 * KIB
@@ -120,22 +169,23 @@ def test_release_between_forward_and_backward_changes_nothing():
         assert torch.equal(mine, true)
 
 
-def test_memory_of_the_callers_is_not_kept(pool):
-    own = torch.empty(4 * KIB)
-    del Buffer(torch.float32, Parts(4 * KIB), own).data
-    assert pool.idle_bytes == 0
+def test_memory_that_was_kept_elsewhere_is_looked_at():
+    parts, own = Parts(4 * KIB), torch.empty(4 * KIB)
+    assert part_addresses(own, torch.float32, parts) == [own.data_ptr()]
+    for wrong in (own.double(), own[1:], own.view(2, -1), own.repeat(2)[::2], own.to("meta")):
+        with pytest.raises(recollect.errors.InputError, match="does not fit the layer"):
+            part_addresses(wrong, torch.float32, parts)
+    own.untyped_storage().resize_(64)
+    with pytest.raises(recollect.errors.InputError, match="does not fit the layer"):
+        part_addresses(own, torch.float32, parts)
 
 
-def test_a_buffer_that_ends_while_the_pool_is_locked_is_freed(pool):
-    """In the middle of the pool's own work, as the garbage collector may: nobody waits."""
+def test_inference_mode_reaches_no_memory(pool):
+    with torch.inference_mode():
+        (memory,) = lent(8)
     buffer = lend(8)
-    memory = weakref.ref(buffer.data)
-    with pool._lock:
-        del buffer
-        assert memory() is None
-        other = lend(8)
-    del other
-    assert pool.idle_bytes == 8 * KIB
+    assert memory_of(buffer)() is memory()
+    assert not buffer.tensor().is_inference()
 
 
 def test_threads(pool):
@@ -143,17 +193,17 @@ def test_threads(pool):
         generator = torch.Generator().manual_seed(seed)
         for size in torch.randint(4, 40, (300,), generator=generator).tolist():
             buffer = lend(size)
-            buffer.data.fill_(seed)
+            buffer.tensor().fill_(seed)
             if size % 7 == 0:
                 recollect.release_buffers()
-            if not (buffer.data == seed).all():
+            if not (buffer.tensor() == seed).all():
                 return False
         return True
 
     with ThreadPoolExecutor(8) as threads:
         assert all(threads.map(work, range(8)))
-    assert pool.idle_bytes <= pool.limit
-    assert pool.idle_bytes == sum(each.nbytes for waiting in pool._idle.values() for each in waiting)
+    gc.collect()
+    assert pool.idle_bytes == bytes_of(pool)
 
 
 # Nothing is left behind ---------------------------------------------------------------------------

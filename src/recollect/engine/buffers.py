@@ -35,7 +35,7 @@ class Loan(np.ndarray):
 class Memory:
     """Uninitialised memory for so many numbers of a type; ``address`` is where it begins."""
 
-    __slots__ = ("_array", "_loan", "address", "nbytes")
+    __slots__ = ("__weakref__", "_array", "_loan", "address", "nbytes")
 
     def __init__(self, key: _Key) -> None:
         dtype, count = key

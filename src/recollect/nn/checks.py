@@ -9,6 +9,7 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 
 from recollect.cells.cell import Cell
+from recollect.engine.memory import check_memory
 from recollect.errors import InputError
 
 
@@ -27,9 +28,12 @@ def rows_of(x: Any) -> Any:
 
 def packed_batch(x: PackedSequence) -> int:
     """B of a PackedSequence; from a shape where there is one, which a compiler can follow."""
-    if x.sorted_indices is not None:
-        return x.sorted_indices.shape[0]
-    return int(x.batch_sizes[0]) if x.batch_sizes.shape[0] else 0  # which `lay_out` refuses
+    sizes, order = x.batch_sizes, x.sorted_indices
+    if order is not None:
+        return order.numel()
+    # `lay_out` refuses what is no list of sizes; here nothing but its first is looked at.
+    check_memory("batch_sizes", sizes)
+    return int(sizes[0]) if sizes.dim() == 1 and sizes.shape[0] else 0
 
 
 def check_probability(name: str, value: object) -> float:
