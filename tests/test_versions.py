@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -61,6 +62,14 @@ def test_another_torch_has_an_environment_of_its_own(torch, tmp_path):
     assert constraints == (re.sub(r"(?m)^torch==.*$", f"torch=={torch}", CONSTRAINTS) if torch else CONSTRAINTS)
     for asked in (environment / "asked").read_text().splitlines():
         assert f"-c {environment.name}/constraints.txt" in asked
+
+
+def test_what_a_compiler_follows_asks_for_types_in_a_tuple():
+    """The compiler of torch 2.9 does not know a union of types in ``isinstance``."""
+    for path in (REPOSITORY / "src/recollect/nn").glob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and getattr(call.func, "id", None) == "isinstance":
+                assert not isinstance(call.args[1], ast.BinOp), f"{path.name}:{call.lineno}"
 
 
 def test_an_llvm_that_reads_other_text_is_named():
