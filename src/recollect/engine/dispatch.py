@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -228,7 +228,7 @@ def _runs_in_float32(x: torch.Tensor) -> bool:
 
 def _in_float32(direction: Direction) -> Direction:
     states, weights, extras, *_ = direction
-    matrices = [None if matrix is None else matrix.float() for matrix in weights[:-1]]
+    matrices: list[Any] = [None if matrix is None else matrix.float() for matrix in weights[:-1]]
     if extras is not PLAIN:
         mask, keep = extras.feed_mask, [part.float() for part in extras.keep]
         extras = extras._replace(feed_mask=None if mask is None else mask.float(), keep=keep)
