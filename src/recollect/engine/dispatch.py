@@ -198,7 +198,7 @@ def run(cell: Cell, x: torch.Tensor, layout: Layout, directions: Sequence[Direct
         return autograd.run(cell, x, layout, directions)  # most calls by far
     if _runs_in_float32(x):
         wide = run(cell, x.float(), layout, [_in_float32(direction) for direction in directions])
-        return [tuple(tuple(part.to(x.dtype) for part in parts) for parts in result) for result in wide]
+        return [(_rounded(outputs, x.dtype), _rounded(final, x.dtype)) for outputs, final in wide]
     listener, watcher = _attention.get() or _Attention()
     choice = choose(cell, x, projected=first.weights.hr is not None, variant=first.extras.variant)
     if choice.name == "reference" and listener is None and _forced != "reference":
@@ -237,6 +237,10 @@ def _in_float32(direction: Direction) -> Direction:
         weights=Weights(*matrices, vectors=[vector.float() for vector in weights.vectors]),
         extras=extras,
     )
+
+
+def _rounded(results: Sequence[torch.Tensor], dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return tuple(result.to(dtype) for result in results)
 
 
 def _run_watched(
