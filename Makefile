@@ -1,16 +1,19 @@
-# Everything here lives in .venv and reads nothing outside the repository.
+# Everything here lives in .venv and reads nothing outside the repository. TORCH=2.9.1 does the same with that version of
+# torch in place of the one in constraints.txt, in .venv-torch-2.9.1.
 PYTHON ?= python3
-BIN := .venv/bin
-STAMP := .venv/.installed
+VENV := .venv$(if $(TORCH),-torch-$(TORCH))
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
 
 .PHONY: venv demo test lint bench docs clean
 
 venv: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt torch
-	$(BIN)/pip install --quiet -c constraints.txt -e . pytest pytest-xdist hypothesis pandas onnx ruff pyright pdoc tensorboard playwright
+	$(PYTHON) -m venv $(VENV)
+	sed '$(if $(TORCH),s/^torch==.*/torch==$(TORCH)/)' constraints.txt > $(VENV)/constraints.txt
+	$(BIN)/pip install --quiet -c $(VENV)/constraints.txt torch
+	$(BIN)/pip install --quiet -c $(VENV)/constraints.txt -e . pytest pytest-xdist hypothesis pandas onnx ruff pyright pdoc tensorboard playwright
 	touch $(STAMP)
 
 demo: venv
@@ -34,4 +37,4 @@ docs: venv
 	$(BIN)/python docs/reference.py
 
 clean:
-	rm -rf .venv out dist
+	rm -rf .venv .venv-torch-* out dist

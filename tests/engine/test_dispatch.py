@@ -13,7 +13,7 @@ from recollect import cells, nn
 from recollect.engine import dispatch, reference
 from recollect.engine.llvm import kernels
 from recollect.errors import BackendError, InputError, NotYetError, RecollectError
-from tolerances import VALUE, assert_bits, assert_equal, error
+from tolerances import assert_bits, assert_equal, error
 
 
 @pytest.fixture
@@ -47,10 +47,10 @@ def test_llvm_serves_single_and_double_precision(dtype):
 
 def test_the_reference_says_why_it_serves():
     x = torch.zeros(4, 1, 2)
-    half = nn.Recurrent(cells.mgu, 2, 3, dtype=torch.bfloat16).backend_for(x.bfloat16())
-    assert half.startswith("reference: ")
-    assert "torch.bfloat16" in half
-    assert "'mgu'" in half
+    projected = nn.Recurrent(cells.peephole_lstm, 2, 3, proj_size=2).backend_for(x)
+    assert projected.startswith("reference: ")
+    assert "proj_size" in projected
+    assert "'peephole_lstm'" in projected
     with recollect.set_backend("reference"):
         chosen = nn.LSTM(2, 3).backend_for(x)
     assert chosen.startswith("reference: ")
@@ -62,32 +62,16 @@ def test_backend_for_takes_a_packed_sequence():
     assert nn.GRU(2, 3).backend_for(packed).startswith("llvm: ")
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("make", [nn.LSTM, nn.GRU, nn.RNN])
-def test_half_precision_has_the_numbers_of_float32(make, dtype):
-    torch.manual_seed(0)
-    layer = make(3, 5, dtype=dtype)
-    wide = make(3, 5)
-    wide.load_state_dict(layer.state_dict())
-    x = torch.randn(6, 4, 3).to(dtype)
-    assert layer.backend_for(x).startswith("torch: ")
-    y, _ = layer(x)
-    assert y.dtype == dtype
-    assert_equal(y, wide(x.float())[0], VALUE)
-    y.sum().backward()
-    assert all(each.grad.dtype == dtype for each in layer.parameters())
-
-
 def test_one_warning_a_process(unwarned):
-    first = nn.Recurrent(cells.mgu, 2, 3, 2, dtype=torch.bfloat16)
-    second = nn.Recurrent(cells.cifg_lstm, 2, 3, dtype=torch.float16)
+    first = nn.Recurrent(cells.peephole_lstm, 2, 3, 2, proj_size=2)
+    second = nn.Recurrent(cells.cifg_lstm, 2, 3, proj_size=1)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(2):
-            first(torch.zeros(3, 1, 2).bfloat16())
-            second(torch.zeros(3, 1, 2).half())
+            first(torch.zeros(3, 1, 2))
+            second(torch.zeros(3, 1, 2))
     (only,) = caught
-    assert "torch.bfloat16" in str(only.message)
+    assert "'peephole_lstm'" in str(only.message)
 
 
 @pytest.mark.parametrize("forced", ["reference", "auto"])
@@ -184,11 +168,11 @@ def test_a_backend_to_come_is_said_to_be(name):
 
 
 def test_a_forced_backend_that_cannot_serve_is_an_error():
-    layer = nn.LSTM(2, 3, dtype=torch.bfloat16)
+    layer = nn.LSTM(2, 3, proj_size=2)
     with recollect.set_backend("llvm"):
         for call in (layer, layer.backend_for):
-            with pytest.raises(BackendError, match=r"torch\.bfloat16.*set_backend"):
-                call(torch.zeros(4, 1, 2).bfloat16())
+            with pytest.raises(BackendError, match=r"proj_size.*set_backend"):
+                call(torch.zeros(4, 1, 2))
     with recollect.set_backend("torch"):
         for forced in (nn.Recurrent(cells.mgu, 2, 3), nn.LSTM(2, 3, zoneout=0.1)):
             for call in (forced, forced.backend_for):

@@ -8,22 +8,24 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from recollect.cells.cell import Cell
 from recollect.engine import autograd, reference, torch_kernels
 from recollect.engine.layout import Layout
+from recollect.engine.memory import check_memory
 from recollect.engine.plan import Variant
-from recollect.engine.reference import PLAIN, Direction
+from recollect.engine.reference import PLAIN, Direction, Weights
 from recollect.engine.watched import Watched
 from recollect.errors import BackendError, InputError, NotYetError
 
 BACKENDS = ("auto", "reference", "llvm", "torch", "triton")
 _LATER = ("triton",)
+_HALF = (torch.float16, torch.bfloat16)
 _SERVES = {
-    "llvm": "float32 or float64 on the CPU, without proj_size",
+    "llvm": "float64, float32, float16 or bfloat16 on the CPU, without proj_size",
     "torch": "lstm, gru, rnn_tanh or rnn_relu, without resets, return_states, recurrent_dropout or zoneout",
 }
 
@@ -66,7 +68,8 @@ class set_backend:  # noqa: N801  (used as a function; an object only so that `w
     Args:
         name: ``"auto"`` takes llvm where it can, else torch where it can, else the reference, and says so;
             ``"reference"`` is the plain loop in PyTorch; ``"llvm"`` the kernels for this CPU and ``"torch"``
-            torch's own for the standard cells, each an error where they cannot serve.
+            torch's own for the standard cells, each an error where they cannot serve. Half precision on a CPU is
+            computed in float32 and rounded with ``"auto"`` and ``"llvm"``; in itself, and slowly, with the others.
 
     Raises:
         InputError: there is no such backend.
@@ -154,6 +157,9 @@ def choose(
     Raises:
         BackendError: a backend was forced that cannot serve them.
     """
+    if _runs_in_float32(x):
+        choice = choose(cell, x[:0].float(), projected=projected, variant=variant, parameters=parameters)
+        return Choice(choice.name, f"{choice.why}; computed in float32 and rounded to {x.dtype}")
     choice = _choose(cell, x, projected, variant._replace(bfloat16=False), parameters)
     if not variant.bfloat16:
         return choice
@@ -200,11 +206,15 @@ def kernels_serve(x: torch.Tensor) -> bool:
 def run(cell: Cell, x: torch.Tensor, layout: Layout, directions: Sequence[Direction]) -> list[reference.Result]:
     """Run one layer, in all its directions, on the backend that serves it; see `reference.run`."""
     first = directions[0]
-    if _on_llvm(x, first):
+    if _on_llvm(x, directions):
         return autograd.run(cell, x, layout, directions)  # most calls by far
+    if _runs_in_float32(x):
+        wide = run(cell, _wide(x), layout, [_in_float32(direction) for direction in directions])
+        return [(_rounded(outputs, x.dtype), _rounded(final, x.dtype)) for outputs, final in wide]
     listener, watcher = _attention.get() or _Attention()
     projected, variant = first.weights.hr is not None, first.extras.variant
-    choice = choose(cell, x, projected=projected, variant=variant, parameters=first.parameters)
+    parameters = [parameter for direction in directions for parameter in direction.parameters]
+    choice = choose(cell, x, projected=projected, variant=variant, parameters=parameters)
     if choice.name == "reference" and listener is None and _forced != "reference":
         _warn_once(choice)
     if watcher is not None and layout.count and torch.is_grad_enabled() and autograd.transformed(x) is None:
@@ -219,6 +229,38 @@ def run(cell: Cell, x: torch.Tensor, layout: Layout, directions: Sequence[Direct
             tap = listener(label) if listener else None
             results.append(reference.run(cell, x, layout, states, weights, extras, reverse=reverse, tap=tap))
     return results
+
+
+def _runs_in_float32(x: torch.Tensor) -> bool:
+    """Whether rows like ``x`` are computed in float32 and rounded: half precision on the CPU, if torch's is not forced.
+
+    Where a CPU has no instructions for them, torch multiplies such numbers at a fifth to a ninetieth of the speed, and
+    it rounds the states at each step.
+    """
+    return x.is_cpu and x.dtype in _HALF and _forced in ("auto", "llvm")
+
+
+def _in_float32(direction: Direction) -> Direction:
+    states, weights, extras, *_ = direction
+    if extras is not PLAIN:
+        extras = extras._replace(feed_mask=_wide(extras.feed_mask), keep=[_wide(part) for part in extras.keep])
+    return direction._replace(
+        states=None if states is None else [_wide(state) for state in states],
+        weights=Weights(*map(_wide, weights[:-1]), vectors=[_wide(vector) for vector in weights.vectors]),
+        extras=extras,
+    )
+
+
+def _wide(tensor: Any) -> Any:
+    """The tensor in float32; None stays None."""
+    if tensor is None:
+        return None
+    check_memory("a tensor in half precision", tensor)  # torch would read without
+    return tensor.float()
+
+
+def _rounded(results: Sequence[torch.Tensor], dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return tuple(result.to(dtype) for result in results)
 
 
 def _run_watched(
@@ -246,16 +288,16 @@ def run_layers(
     cell: Cell, x: torch.Tensor, layout: Layout, layers: Sequence[Direction]
 ) -> list[reference.Result] | None:
     """Run layers in one direction, each on the outputs of the one before, at the same time; None where not to."""
-    return autograd.run_layers(cell, x, layout, layers) if _on_llvm(x, layers[0]) else None
+    return autograd.run_layers(cell, x, layout, layers) if _on_llvm(x, layers) else None
 
 
-def _on_llvm(x: torch.Tensor, direction: Direction) -> bool:
+def _on_llvm(x: torch.Tensor, directions: Sequence[Direction]) -> bool:
     """Whether llvm is what serves such a layer, without asking why."""
     return (
         are_kernels_chosen()
-        and direction.weights.hr is None
+        and directions[0].weights.hr is None
         and autograd.obstacle(x) is None
-        and autograd.foreign_parameter(direction.parameters) is None
+        and all(autograd.foreign_parameter(direction.parameters) is None for direction in directions)
     )
 
 

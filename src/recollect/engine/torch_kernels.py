@@ -1,6 +1,6 @@
 """The torch backend: the standard cells on PyTorch's own kernels (cuDNN on a GPU).
 
-It serves what the llvm backend does not have yet (other devices, half precision, projected outputs) faster
+It serves what the llvm backend does not have yet (other devices, projected outputs) faster
 than the reference does, where the cell is one of the four that torch has kernels for.
 """
 

@@ -38,7 +38,7 @@ def packed_batch(x: PackedSequence) -> int:
 
 def check_probability(name: str, value: object) -> float:
     """Return ``value`` as a float, or raise InputError unless it is a number from 0 to 1."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
         raise InputError(f"{name} must be a probability", given=value, expected="0 to 1")
     return float(value)
 
@@ -111,9 +111,9 @@ def without_autocast(x: torch.Tensor) -> torch.autocast:
 
 def as_parameters(weight: torch.Tensor, values: Any) -> Any:
     """Under autocast, what other layers made in half precision comes in the type of a layer's parameters."""
-    if isinstance(values, tuple | list) and not isinstance(values, PackedSequence):
+    if isinstance(values, (tuple, list)) and not isinstance(values, PackedSequence):
         return tuple(as_parameters(weight, value) for value in values)
-    return values.to(weight.dtype) if isinstance(values, torch.Tensor | PackedSequence) else values
+    return values.to(weight.dtype) if isinstance(values, (torch.Tensor, PackedSequence)) else values
 
 
 def check_tensor(x: object) -> torch.Tensor:
@@ -182,10 +182,10 @@ def check_states(state: Any, shapes: Mapping[str, tuple[int, ...]], x: torch.Ten
             zeros.append(zeros[-1] if zeros and zeros[-1].shape == shape else x.new_zeros(shape))
         return zeros
     given: Any = (state,) if isinstance(state, torch.Tensor) else state
-    if not isinstance(given, tuple | list) or len(given) != len(shapes):
+    if not isinstance(given, (tuple, list)) or len(given) != len(shapes):
         raise InputError(
             "the state has the wrong form",
-            given=f"{len(given)} tensor(s)" if isinstance(given, tuple | list) else type(state).__name__,
+            given=f"{len(given)} tensor(s)" if isinstance(given, (tuple, list)) else type(state).__name__,
             expected=f"one tensor, {next(iter(shapes))}" if len(shapes) == 1 else f"({', '.join(shapes)})",
         )
     for (name, shape), each in zip(shapes.items(), given, strict=True):

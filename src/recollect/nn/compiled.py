@@ -51,9 +51,9 @@ def run(
     packing = [each for each in x[1:] if each is not None] if isinstance(x, PackedSequence) else []
     lengths = None if lengths is None else torch.as_tensor(lengths, device="cpu")
     differentiable = torch.is_grad_enabled() and any(each.requires_grad for each in (rows, *states, *parameters))
-    tapes = (
-        differentiable and not torch.compiler.is_exporting() and dispatch.kernels_serve(rows) and not stack.projected
-    )
+    # What torch.compiler.is_exporting() returns, which the compiler of torch 2.9 takes for True in every graph.
+    exporting = torch.compiler._is_exporting_flag
+    tapes = differentiable and not exporting and dispatch.kernels_serve(rows) and not stack.projected
     arguments = (rows, packing, lengths, resets, list(states), list(parameters), list(noise))
     results = _recurrent(*arguments, stack.cell.text, _layout(stack), tapes)
     outputs = results[: _count_outputs(stack, states)]

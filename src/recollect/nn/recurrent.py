@@ -137,7 +137,7 @@ class Recurrent(nn.Module):
                 stacklevel=3,
             )
         self.recurrent_dropout = check_probability("recurrent_dropout", recurrent_dropout)
-        each = list(zoneout) if isinstance(zoneout, tuple | list) else [zoneout] * len(cell.states)
+        each = list(zoneout) if isinstance(zoneout, (tuple, list)) else [zoneout] * len(cell.states)
         if len(each) != len(cell.states):
             raise InputError(
                 "zoneout must be one number, or one for each state", given=zoneout, expected=f"{', '.join(cell.states)}"

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
+import llvmlite
 import llvmlite.binding as llvm
 from llvmlite.binding import ffi
 
@@ -124,8 +125,7 @@ def _optimised(text: str, target: llvm.TargetMachine) -> llvm.ModuleRef:
     pipeline for a module, and the same loops. At level 1 a GRU's inference is 0.9 as fast; so is a call of one step
     with a list of single passes, of which llvmlite offers none that takes out of a loop what does not change in it.
     """
-    module = llvm.parse_assembly(text)
-    module.verify()
+    module = _parsed(text)
     tuning = llvm.create_pipeline_tuning_options(speed_level=2)
     tuning.loop_vectorization = tuning.slp_vectorization = tuning.loop_unrolling = False
     passes = llvm.create_pass_builder(target, tuning)
@@ -136,6 +136,21 @@ def _optimised(text: str, target: llvm.TargetMachine) -> llvm.ModuleRef:
     for function in module.functions:
         if not function.is_declaration:
             of_function.run(function, passes)
+    return module
+
+
+def _parsed(text: str) -> llvm.ModuleRef:
+    try:
+        module = llvm.parse_assembly(text)
+        module.verify()
+    except RuntimeError as error:  # LLVM's text changes with its releases
+        version = ".".join(map(str, llvm.llvm_version_info))
+        raise BackendError(
+            "this release of llvmlite cannot read our kernels",
+            given=f"llvmlite {llvmlite.__version__} (LLVM {version})",
+            expected="llvmlite 0.45 to 0.50",
+            remedy="pip install 'llvmlite>=0.45,<0.51', or recollect.set_backend(\"reference\")",
+        ) from error
     return module
 
 

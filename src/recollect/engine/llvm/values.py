@@ -339,7 +339,7 @@ class Emitter:
         stores = [(value, self.at(pointer, offset)) for value, offset in zip(values, offsets, strict=True)]
         if self._masks_are_free:
             for value, place in stores:
-                self._masked("store", VOID, value, place, mask)
+                self._masked("store", VOID, value, place, self._alignment, mask)
             return
         # AVX2's masked store takes a dozen cycles, and most vectors are whole.
         with self.builder.if_else(mask.whole.ir) as (whole, part):
@@ -348,15 +348,21 @@ class Emitter:
                     self.store(value, place)
             with part:
                 for value, place in stores:
-                    self._masked("store", VOID, value, place, mask)
+                    self._masked("store", VOID, value, place, self._alignment, mask)
 
     def load_masked(self, mask: Value, pointer: Value, offset: Value | int) -> Value:
         """Load the lanes where ``mask`` holds, 0 in the others."""
-        return self._masked("load", self.vector, self.at(pointer, offset), mask, constant(self.vector, 0.0))
+        nothing = constant(self.vector, 0.0)
+        return self._masked("load", self.vector, self.at(pointer, offset), self._alignment, mask, nothing)
 
     def _masked(self, what: str, kind: Any, *arguments: Any) -> Value:
         kind_of_number = "i" if self.element is I16 else "f"
         return self.call_llvm(f"llvm.masked.{what}.v{self.lanes}{kind_of_number}{self.size * 8}.p0", kind, *arguments)
+
+    @property
+    def _alignment(self) -> ir.Constant:
+        """That of one number. LLVM 20 wants it as an operand beside a mask; LLVM 22, which does not, still reads it."""
+        return ir.Constant(ir.IntType(32), self.size)
 
 
 class Mask(Value):
