@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, namedtuple
+from collections import OrderedDict, UserDict, defaultdict, namedtuple
 
 import numpy as np
 import pytest
@@ -166,6 +166,18 @@ def test_lengths_say_how_many_sequences_there_are(batch_first, form):
     assert history.train_loss + history.validation_loss == pytest.approx([expected] * 2, rel=1e-12)
 
 
+def test_lengths_say_so_where_no_layer_does():
+    class Steps(nn.Linear):
+        def forward(self, x, *, lengths):
+            return super().forward(x)
+
+    model = Steps(3, 2, dtype=torch.float64)
+    parts = [(drawn(T, n, 3), torch.full((n,), T), drawn(T, n, 2)) for n in SIZES]
+    x, lengths, y = (torch.cat(column, dim) for column, dim in zip(zip(*parts, strict=True), (1, 0, 1), strict=True))
+    expected = MSE(model(x, lengths=lengths), y).item()
+    assert evaluate(model, parts, MSE) == pytest.approx(expected, rel=1e-12)
+
+
 def test_packed_sequences_count_by_sequences_where_targets_do_and_by_steps_where_they_are_packed():
     model = nn.LSTM(3, 2, dtype=torch.float64)
     series = [[drawn(length, 3) for length in lengths] for lengths in ([5, 3, 1], [4])]
@@ -211,7 +223,7 @@ def test_dict_batches_and_dict_targets():
     parts = [(torch.randn(n, 3), torch.randn(n, 1), torch.randn(n, 1)) for n in SIZES]
     x, first, second = (torch.cat(column) for column in zip(*parts, strict=True))
     expected = both(model(x, scale=2.0), {"first": first, "second": second}).item()
-    for kind in (dict, OrderedDict):
+    for kind in (dict, OrderedDict, UserDict):
         batches = [kind(x=x, scale=2.0, y=kind(first=first, second=second)) for x, first, second in parts]
         assert evaluate(model, batches, both) == pytest.approx(expected, rel=1e-6)
 
@@ -346,12 +358,13 @@ class Nested(nn.Linear):
         return super().forward(first + second * more["mask"])
 
 
-def test_every_tensor_of_every_batch_is_moved_to_the_model():
+@pytest.mark.parametrize("kind", [dict, OrderedDict, UserDict, lambda parts: defaultdict(list, parts)])
+def test_every_tensor_of_every_batch_is_moved_to_the_model(kind):
     model = Nested(3, 1)
     packed = pack_padded_sequence(torch.ones(2, 2, 3), [2, 1])
     packed = packed._replace(data=elsewhere(packed.data))
     x = elsewhere(torch.ones(2, 3))
-    batch = {"x": [x, (x, packed)], "more": {"mask": x, "name": "text"}, "y": elsewhere(torch.ones(2, 1))}
+    batch = {"x": [x, (x, packed)], "more": kind({"mask": x, "name": "text"}), "y": elsewhere(torch.ones(2, 1))}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     metrics = {"error": lambda output, y: (output - y).abs().mean()}
     history = train(

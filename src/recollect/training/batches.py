@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sized
 from typing import Any, NamedTuple
 
 import torch
@@ -95,19 +95,20 @@ class Reader:
             signature = inspect.signature(self._model.forward)
         except (TypeError, ValueError):  # not written in Python: it will say so itself
             return
+        call = f"model(x, {', '.join(f'{name}={name}' for name in keywords)})"
         try:
             signature.bind(None, **keywords)
         except TypeError as error:
             raise InputError(
                 "the model does not take what the batch holds",
-                given=f"{type(self._model).__name__}.forward{signature}, x and {', '.join(keywords)}=: {error}",
-                expected=f"a forward method that is called as model(x, {', '.join(f'{k}={k}' for k in keywords)})",
+                given=f"{type(self._model).__name__}.forward{signature}: {error}",
+                expected=f"a forward method that can be called as {call}",
                 remedy=f"a batch is {_FORMS}",
             ) from error
         self._keywords_taken.add(names)
 
     def _samples(self, x: Any, lengths: Any, y: Any) -> int:
-        if isinstance(y, Mapping):
+        if isinstance(y, MutableMapping):
             counts = {name: self._samples(x, lengths, part) for name, part in y.items()}
             if len(set(counts.values())) != 1:
                 raise InputError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 from torch import Tensor
@@ -17,7 +17,7 @@ def tensors(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     elif isinstance(value, tuple | list):
         for index, part in enumerate(value):
             yield from tensors(part, f"{path}[{index}]")
-    elif isinstance(value, dict):
+    elif isinstance(value, Mapping):
         for key, part in value.items():
             yield from tensors(part, f"{path}[{key!r}]")
 
@@ -30,9 +30,10 @@ def mapped(change: Callable[[Any], Any], value: Any) -> Any:
         return type(value)(*(mapped(change, part) for part in value))
     if type(value) in (tuple, list):
         return type(value)(mapped(change, part) for part in value)
-    if isinstance(value, dict):
-        # A copy, as subclasses are not made alike: an OrderedDict from pairs, a defaultdict from its default.
+    if isinstance(value, MutableMapping):
+        # A copy, as their kinds are made in many ways: from pairs, a default, or the values of a model's output.
         changed = copy.copy(value)
-        changed.update((key, mapped(change, part)) for key, part in value.items())
+        for key, part in value.items():
+            changed[key] = mapped(change, part)
         return changed
     return value
