@@ -29,6 +29,11 @@ class DigitReader(nn.Module):
         return self.head(y[:, -1])
 
 
+def accuracy(scores: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The share of rows whose highest score is that of the class ``y``."""
+    return (scores.argmax(1) == y).double().mean()
+
+
 def main(kind: str = "LSTM", seed: int = 0, epochs: int = 40) -> float:
     """Train one network; return its accuracy on the held-out quarter."""
     images, labels = datasets.digits_rows()
@@ -48,9 +53,10 @@ def main(kind: str = "LSTM", seed: int = 0, epochs: int = 40) -> float:
         max_norm=1.0,
         seed=seed,
     )
-    model.eval()
-    with torch.inference_mode():
-        return (model(x_test).argmax(1) == y_test).float().mean().item()
+    held_out = recollect.training.evaluate(
+        model, [(x_test, y_test)], nn.functional.cross_entropy, metrics={"accuracy": accuracy}
+    )
+    return held_out.metrics["accuracy"]
 
 
 if __name__ == "__main__":

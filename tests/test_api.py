@@ -17,8 +17,8 @@ NAMES = {
     "recollect.nn": "GRU GRUCell LSTM LSTMCell RNN RNNCell Recurrent convert init",
     "recollect.cells": "cifg_lstm gru lstm mgu peephole_lstm rnn_relu rnn_tanh slstm",
     "recollect.training": """
-        Checkpoints Clipped ClippedValues History HistoryFile Observer ProgressBar TensorBoard clip_by_global_norm
-        clip_by_value detach_state evaluate sliding_windows split_by_time tbptt train
+        Checkpoints Clipped ClippedValues Evaluation History HistoryFile Observer ProgressBar StopTraining TensorBoard
+        clip_by_global_norm clip_by_value detach_state evaluate sliding_windows split_by_time tbptt train
     """,
     "recollect.stream": "Stepper",
     "recollect.datasets": """

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from recollect import nn as ours
-from recollect.training.batches import Group
+from recollect.training.batches import Group, Reader
 from recollect.training.culprit import find_culprit
 from recollect.training.place import Place
 
@@ -39,7 +39,7 @@ def found(model, x, y=None, loss=mean):
     y = torch.zeros(B) if y is None else y
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     hooks = [count_hooks(module) for module in model.modules()]
-    culprit = find_culprit(model, Group([(x, y)]), loss)
+    culprit = find_culprit(model, Group(Reader(model)([(x, y)])), loss)
     assert all(torch.equal(tensor, state[name]) or tensor.isnan().any() for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert [count_hooks(module) for module in model.modules()] == hooks

@@ -430,12 +430,75 @@ def test_schedulers_that_cannot_be_used(arguments, more, message):
         ({"validation": iter(pairs(1.0))}, "only once"),
         ({"loss": lambda output, y: output.expand(2)}, "one number"),
         ({"loss": lambda output, y: 1.0}, "one number"),
+        ({"loss": lambda output, y: output.sum() * 1j}, "one number"),
+        ({"loss": lambda output, y: MSE(output, y).detach()}, "no gradient"),
+        ({"optimizer": torch.optim.SGD}, "torch.optim.Optimizer"),
     ],
 )
 def test_arguments_that_cannot_be_used(arguments, message):
     model = Scalar()
     with pytest.raises(InputError, match=message):
         train(model, **{"batches": pairs(1.0), "loss": MSE, "optimizer": sgd(model), "epochs": 2, **arguments})
+
+
+@pytest.mark.parametrize("value", [torch.ones(2), 1.0, torch.tensor(1j)])
+def test_a_validation_loss_that_is_no_number(value):
+    with pytest.raises(InputError, match="one number"):
+        evaluate(Scalar(), pairs(1.0), lambda output, y: value)
+
+
+def optimizers():
+    found = {name: getattr(torch.optim, name) for name in torch.optim.__all__}
+    return {name: kind for name, kind in found.items() if isinstance(kind, type) and kind is not torch.optim.Optimizer}
+
+
+@pytest.mark.parametrize("name", optimizers())
+def test_an_optimizer_that_needs_a_closure_is_refused_and_no_other(name):
+    model = nn.Linear(2, 1, bias=False)
+    before = model.weight.detach().clone()
+    arguments = {
+        "batches": [(torch.ones(2, 2), torch.ones(2, 1))],
+        "loss": MSE,
+        "optimizer": optimizers()[name](model.parameters()),
+        "epochs": 1,
+    }
+    if name == "LBFGS":
+        with pytest.raises(InputError, match=r"LBFGS.*Adam.*optimizer\.step\(closure\)"):
+            train(model, **arguments)
+        assert torch.equal(model.weight, before)
+    elif name == "SparseAdam":  # takes sparse gradients only, which are not clipped
+        with pytest.raises(RuntimeError, match="dense"):
+            train(model, **arguments)
+    else:
+        train(model, **arguments)
+        assert not torch.equal(model.weight, before)
+
+
+def frozen(model):
+    return model.requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("model", "trained", "message"),
+    [
+        (Scalar(), Scalar(), "none of the model's.*given: SGD with 1 parameter"),
+        (Scalar(), nn.LSTM(2, 3), "none of the model's.*given: SGD with 4 parameter"),
+        (frozen(scalar := Scalar()), scalar, "requires_grad"),
+        (nn.Identity(), Scalar(), "no parameters"),
+    ],
+)
+def test_an_optimizer_of_another_model_is_refused_at_once(model, trained, message):
+    optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
+    with pytest.raises(InputError, match=message):
+        train(model, pairs(1.0), loss=MSE, optimizer=optimizer, epochs=1)
+
+
+def test_an_optimizer_of_a_part_or_of_more_than_the_model_is_meant():
+    model, scale = nn.Sequential(Scalar(1.0), frozen(Scalar(1.0))), nn.Parameter(torch.ones(()))
+    optimizer = torch.optim.SGD([*model[0].parameters(), scale], lr=0.1)
+    train(model, pairs(2.0), loss=lambda output, y: MSE(scale * output, y), optimizer=optimizer, epochs=1)
+    assert (model[0].weight.item(), scale.item()) == pytest.approx((1.2, 1.2))
+    assert model[1].weight.item() == 1.0
 
 
 def test_no_batches():

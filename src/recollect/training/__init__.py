@@ -2,9 +2,10 @@
 
 from recollect.training.checkpoint import Checkpoints
 from recollect.training.clip import Clipped, ClippedValues, clip_by_global_norm, clip_by_value
-from recollect.training.history import History
-from recollect.training.loop import evaluate, train
-from recollect.training.observers import Observer, ProgressBar
+from recollect.training.evaluation import evaluate
+from recollect.training.history import Evaluation, History
+from recollect.training.loop import train
+from recollect.training.observers import Observer, ProgressBar, StopTraining
 from recollect.training.records import HistoryFile, TensorBoard
 from recollect.training.tbptt import detach_state, tbptt
 from recollect.training.windows import sliding_windows, split_by_time
@@ -13,10 +14,12 @@ __all__ = [
     "Checkpoints",
     "Clipped",
     "ClippedValues",
+    "Evaluation",
     "History",
     "HistoryFile",
     "Observer",
     "ProgressBar",
+    "StopTraining",
     "TensorBoard",
     "clip_by_global_norm",
     "clip_by_value",

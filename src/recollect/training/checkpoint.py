@@ -109,6 +109,11 @@ class Keeper(contextlib.AbstractContextManager["Keeper"]):
             self._write()
             self._stop_if_interrupted()
 
+    def after_stop(self) -> None:
+        # What is raised elsewhere than in an observer may come in the middle of a step.
+        if self._checkpoints is not None and self._run.between_steps:
+            self._write()
+
     def __enter__(self) -> Keeper:
         self._handles = (
             self._checkpoints is not None

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from recollect.training.batches import Group, samples
+from recollect.training.batches import Batch, Group, device_of, moved
+from recollect.training.nested import mapped, tensors
 from recollect.training.place import NOWHERE, Place, Places, is_bad, is_sequence_layer
 
 _CLEAN_DATA = "look for NaN and inf in the data, and fill or leave out what is missing"
@@ -48,7 +49,7 @@ class Culprit:
         return f"{self.what} is {self.value}{self.place}" if self.value else self.what
 
 
-def find_culprit(model: nn.Module, group: Group, loss: Callable[[Any, Tensor], Tensor]) -> Culprit:
+def find_culprit(model: nn.Module, group: Group, loss: Callable[[Any, Any], Tensor]) -> Culprit:
     """Run the batches of a bad step once more and say where they first stop being finite.
 
     Weights and buffers are left as they are, gradients are dropped. A model that cannot be watched is
@@ -61,10 +62,10 @@ def find_culprit(model: nn.Module, group: Group, loss: Callable[[Any, Tensor], T
             return Culprit(f"the {kind} {name!r}", _bad_value(tensor), name.rpartition(".")[0], remedy=remedy)
     before = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
-        for x, y in group:
-            found = _Watch(model, samples(y)).run(x, y, loss)
-            if found is not None:
-                return found
+        for batch in moved(group, device_of(model)):
+            culprit = _Watch(model, batch).run(loss)
+            if culprit is not None:
+                return culprit
         return Culprit("no layer can be named: run again, the batch was finite")
     except Exception as error:  # anything that the model's own code does under hooks it was not made for
         return Culprit(f"no layer can be named: run again under hooks, the batch ended in {type(error).__name__}")
@@ -88,38 +89,41 @@ class _Call:
 class _Watch:
     """One run of one batch under hooks, which note what is not finite in the order in which it happens."""
 
-    def __init__(self, model: nn.Module, rows: int) -> None:
-        self._model = model
+    def __init__(self, model: nn.Module, batch: Batch) -> None:
+        self._model, self._batch = model, batch
         self._names = {module: name for name, module in model.named_modules()}
         self._calls = dict.fromkeys(self._names, 0)
         self._open: list[_Call] = []
-        self._places = Places(model, rows)
+        self._places = Places(model, batch.samples)
         self._forward: list[tuple[_Call, Culprit]] = []
         self._backward: list[tuple[_Call, Culprit]] = []
         self._given_bad: dict[nn.Module, Culprit] = {}
 
-    def run(self, x: Any, y: Tensor, loss: Callable[[Any, Tensor], Tensor]) -> Culprit | None:
-        for _, value in _tensors(x):
+    def run(self, loss: Callable[[Any, Any], Tensor]) -> Culprit | None:
+        x, kwargs, y, _ = self._batch
+        for _, value in tensors(x):
             self._places.saw_sequence(value)
         with self._hooks(), torch.enable_grad():
-            value = loss(self._model(x), y)
+            value = loss(self._model(x, **kwargs), y)
             if self._forward:
                 call, culprit = self._forward[0]
                 made_outside = call.parent is None or culprit.layer != self._names[call.module]
-                return (made_outside and self._bad_input(x)) or self._with_call_as_step(call, culprit)
-            if _is_bad(y):
-                index = is_bad(y).nonzero()[0].tolist()
-                return Culprit(f"the target y, at index {index},", _bad_value(y), remedy=_CLEAN_DATA)
+                return (made_outside and self._bad_input()) or self._with_call_as_step(call, culprit)
+            for path, part in tensors(y):
+                if _is_bad(part):
+                    index = is_bad(_data(part)).nonzero()[0].tolist()
+                    return Culprit(f"the target y{path}, at index {index},", _bad_value(part), remedy=_CLEAN_DATA)
             if _is_bad(value):
                 return Culprit("the loss, of a finite output,", _bad_value(value), remedy=_LOOK_AT_LOSS)
             value.backward()
-        return self._first_on_the_way_back(x) or self._bad_input(x)
+        return self._first_on_the_way_back() or self._bad_input()
 
-    def _bad_input(self, x: Any) -> Culprit | None:
+    def _bad_input(self) -> Culprit | None:
         """Not the first question: what is bad in padding, and masked, reaches nothing."""
-        for path, part in _tensors(x):
-            if _is_bad(part):
-                return Culprit(f"the input x{path}", _bad_value(part), None, self._places.first(part), _CLEAN_DATA)
+        for name, value in {"x": self._batch.x, **self._batch.kwargs}.items():
+            for path, part in tensors(value, name):
+                if _is_bad(part):
+                    return Culprit(f"the input {path}", _bad_value(part), None, self._places.first(part), _CLEAN_DATA)
         return None
 
     @contextlib.contextmanager
@@ -142,7 +146,7 @@ class _Watch:
         call = _Call(module, self._calls[module], parent, len(self._forward))
         self._calls[module] += 1
         self._open.append(call)
-        given = [value for _, value in _tensors((args, kwargs))]
+        given = [value for _, value in tensors((args, kwargs))]
         if given and is_sequence_layer(module):
             self._places.saw_sequence(given[0], module)
         if parent is not None:
@@ -156,7 +160,7 @@ class _Watch:
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> Any:
         call = self._open.pop()
-        made = [value for _, value in _tensors(output)]
+        made = [value for _, value in tensors(output)]
         if not any(map(_is_bad, made)):
             # What was bad inside, such as a mask of -inf, or padding, came to nothing.
             del self._forward[call.events :]
@@ -193,7 +197,7 @@ class _Watch:
                 tensor.register_hook(self._noter(call, culprit, value, is_state))
             return _with_data(value, tensor)
 
-        return _map(watch, values)
+        return mapped(watch, values)
 
     def _noter(
         self, call: _Call, culprit: Culprit, like: Tensor | PackedSequence | None = None, is_state: bool = False
@@ -209,7 +213,7 @@ class _Watch:
 
         return note
 
-    def _first_on_the_way_back(self, x: Any) -> Culprit | None:
+    def _first_on_the_way_back(self) -> Culprit | None:
         if not self._backward:
             return None
         call, culprit = self._backward[0]
@@ -222,7 +226,7 @@ class _Watch:
             outer_first = (given for module, given in self._given_bad.items() if call.module in module.modules())
             given = next(outer_first, None)
             if call.module is self._model or given is not None:
-                return self._bad_input(x) or given or culprit
+                return self._bad_input() or given or culprit
         return self._with_call_as_step(call, culprit)
 
     def _with_call_as_step(self, call: _Call, culprit: Culprit) -> Culprit:
@@ -260,28 +264,3 @@ def _is_bad(value: Tensor | PackedSequence) -> bool:
 def _bad_value(value: Tensor | PackedSequence) -> str:
     tensor = _data(value).detach()
     return str(tensor[is_bad(tensor)][0].item())
-
-
-def _tensors(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """All tensors and PackedSequences in tuples, lists and dicts, with the index expression of each."""
-    if isinstance(value, Tensor | PackedSequence):
-        yield path, value
-    elif isinstance(value, tuple | list):
-        for index, part in enumerate(value):
-            yield from _tensors(part, f"{path}[{index}]")
-    elif isinstance(value, dict):
-        for key, part in value.items():
-            yield from _tensors(part, f"{path}[{key!r}]")
-
-
-def _map(change: Callable[[Any], Any], value: Any) -> Any:
-    """The same structure with every tensor and PackedSequence changed, in the order of `_tensors`."""
-    if isinstance(value, Tensor | PackedSequence):
-        return change(value)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_map(change, part) for part in value))
-    if type(value) in (tuple, list):
-        return type(value)(_map(change, part) for part in value)
-    if type(value) is dict:
-        return {key: _map(change, part) for key, part in value.items()}
-    return value

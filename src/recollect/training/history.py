@@ -4,8 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
+from typing import NamedTuple
 
 from recollect.training.clip import Clipped
+
+
+class Evaluation(NamedTuple):
+    """Means over all samples of some batches.
+
+    Attributes:
+        loss: the mean loss.
+        metrics: the mean of each metric, by its name.
+    """
+
+    loss: float
+    metrics: dict[str, float]
 
 
 @dataclass
@@ -23,6 +36,8 @@ class History:
             an epoch has not changed it yet.
         seconds: wall-clock time, validation included.
         best_epoch: the epoch with the lowest validation loss; None without validation.
+        metrics: means over the validation samples after the epoch, a list for each name; empty without.
+        stopped: why an observer ended the run (`StopTraining`); None where none did.
     """
 
     train_loss: list[float] = field(default_factory=list)
@@ -33,14 +48,18 @@ class History:
     learning_rate: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     best_epoch: int | None = None
+    metrics: dict[str, list[float]] = field(default_factory=dict)
+    stopped: str | None = None
 
     def epoch(self, index: int) -> dict[str, float]:
         """The numbers of one epoch by name, without those that the run does not have."""
-        lists = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "best_epoch"}
-        return {name: values[index] for name, values in lists.items() if values}
+        lists = {column.name: getattr(self, column.name) for column in fields(self)} | self.metrics
+        return {name: values[index] for name, values in lists.items() if isinstance(values, list) and values}
 
-    def is_out_of_patience(self, patience: int | None) -> bool:
-        """Whether the last ``patience`` epochs all had no lower validation loss than one before them."""
+    def is_over(self, patience: int | None) -> bool:
+        """Whether an observer ended the run, or its last ``patience`` epochs all had no lower validation loss."""
+        if self.stopped is not None:
+            return True
         if patience is None or self.best_epoch is None:
             return False
         return len(self.validation_loss) - 1 - self.best_epoch >= patience
@@ -68,7 +87,7 @@ class Tally:
             self.norm += clipped.norm
             self.finite += 1
 
-    def close(self, history: History, validation_loss: float | None, learning_rate: float) -> None:
+    def close(self, history: History, validation: Evaluation | None, learning_rate: float) -> None:
         """Add this epoch to ``history``."""
         history.train_loss.append(self.loss / self.samples if self.samples else math.nan)
         history.gradient_norm.append(self.norm / self.finite if self.finite else math.nan)
@@ -76,7 +95,9 @@ class Tally:
         history.skipped_steps.append(self.steps - self.finite)
         history.learning_rate.append(learning_rate)
         history.seconds.append(self.seconds)
-        if validation_loss is not None:
-            if validation_loss < min(history.validation_loss, default=math.inf):
+        if validation is not None:
+            if validation.loss < min(history.validation_loss, default=math.inf):
                 history.best_epoch = len(history.validation_loss)
-            history.validation_loss.append(validation_loss)
+            history.validation_loss.append(validation.loss)
+            for name, value in validation.metrics.items():
+                history.metrics.setdefault(name, []).append(value)

@@ -6,25 +6,40 @@ import contextlib
 import functools
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from recollect.errors import InputError, TrainingError
 from recollect.training._arguments import positive_limit, whole_number
-from recollect.training.batches import Batches, Group, check_repeatable, length, no_batches, samples
+from recollect.training.batches import (
+    Batches,
+    Group,
+    Reader,
+    check_repeatable,
+    device_of,
+    length,
+    moved,
+    no_batches,
+)
 from recollect.training.checkpoint import Checkpoints, Keeper
+from recollect.training.checks import (
+    check_has_gradient,
+    check_metrics,
+    check_optimizer,
+    check_scalar,
+    check_scheduler,
+)
 from recollect.training.clip import Clipped, clip_by_global_norm
 from recollect.training.culprit import Culprit, find_culprit
+from recollect.training.evaluation import Loss, Metric, measure, mode
 from recollect.training.generators import Generators, seeded
-from recollect.training.history import History
-from recollect.training.observers import Observer
+from recollect.training.history import Evaluation, History
+from recollect.training.observers import Audience, Observer, StopTraining
 from recollect.training.run import Run
-
-Loss = Callable[[Any, Tensor], Tensor]
 
 # A bad batch now and then is skipped; this many in a row are no accident.
 _MOST_SKIPS_IN_A_ROW = 5
@@ -44,6 +59,8 @@ def train(
     scheduler_per: Literal["epoch", "step"] = "epoch",
     validation: Batches | None = None,
     patience: int | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+    batch_dim: int | None = None,
     observers: Sequence[Observer] = (),
     seed: int | None = None,
     checkpoint: Checkpoints | str | os.PathLike[str] | None = None,
@@ -66,12 +83,28 @@ def train(
     ``patience`` may differ from the first call's. Where nothing is left to do, the history is returned at
     once. Delete the file to begin anew.
 
+    A batch is ``(x, y)``, or ``(x, lengths, y)`` for ``model(x, lengths=lengths)``, or a dict with "x", "y" and
+    whatever else the model takes by name. ``y`` is a tensor, a PackedSequence or a dict of tensors. Where all
+    parameters of the model are on one device, the tensors of a batch go there, also those in tuples, lists and
+    dicts; ``lengths`` stay where they are, as PyTorch's packing takes them from the CPU.
+
+    Means weigh each batch by its samples, as if all were joined. Those of a tensor ``y`` lie along its dimension
+    ``batch_dim``; those of a PackedSequence are its steps. With ``batch_dim=None`` they lie along the first
+    dimension, but along the second where ``y`` is known to be time-major, [T, B, ...]:
+
+    - with ``lengths``, or a PackedSequence ``x``, of B sequences: ``y`` has B in its second dimension and not in
+      its first;
+    - else: ``x`` is [T, B, I], or indices [T, B], with the T and B of ``y``, and all layers of the model that have
+      ``batch_first`` have it False.
+
+    So a model that takes batch-first data and turns it around for such layers itself needs ``batch_dim=0``.
+
     Args:
-        model: called as ``model(x)``; what it returns is what ``loss`` takes.
-        batches: pairs ``(x, y)``, such as a DataLoader; gone through once an epoch. Samples are counted
-            along the first dimension of ``y``.
-        loss: ``loss(model(x), y)`` returns the mean over the batch as a scalar tensor.
-        optimizer: holds the parameters to train; steps without a closure.
+        model: what it returns is what ``loss`` takes.
+        batches: such as a DataLoader; gone through once an epoch.
+        loss: ``loss(output, y)`` returns the mean over the batch as a scalar tensor.
+        optimizer: holds the parameters to train: all or some of the model's, and others, as of the loss. It steps
+            without a closure, which ``torch.optim.LBFGS`` does not.
         epochs: passes over ``batches``, at least 1.
         max_norm: limit on the global norm of the gradient; None measures it only.
         accumulate: batches to one step of the optimiser. Its gradient is that of these batches joined: each
@@ -79,9 +112,12 @@ def train(
         scheduler: one of ``torch.optim.lr_scheduler``, made for ``optimizer``; ``ReduceLROnPlateau`` gets
             the validation loss.
         scheduler_per: whether ``scheduler`` steps after each "epoch" or each "step" of the optimiser.
-        validation: held-out pairs ``(x, y)``, looked at after every epoch.
+        validation: held-out batches, looked at after every epoch.
         patience: stop after this many epochs in a row without a lower validation loss.
-        observers: told what happens; see :class:`Observer`.
+        metrics: measured on ``validation`` beside the loss, and written into the history: functions by name;
+            ``metric(output, y)`` returns the mean over the batch as a number or a scalar tensor.
+        batch_dim: the dimension of ``y`` along which samples are counted; None as said above.
+        observers: told what happens; see :class:`Observer`. They may end the run (:class:`StopTraining`).
         seed: seeds PyTorch's generators (CPU and CUDA) for this run only: dropout and a DataLoader's
             shuffling repeat, and the caller's random state is untouched. None uses that state. A
             DataLoader with a generator of its own follows that one instead.
@@ -93,7 +129,8 @@ def train(
         The :class:`History` of the run.
 
     Raises:
-        InputError: an argument that cannot be used.
+        InputError: an argument that cannot be used; a batch in another form; a loss or metric that is not one
+            number.
         TrainingError: no batches; losses or gradients that are not finite in 5 steps in a row; a
             checkpoint that is damaged, foreign or of another run (nothing is changed then); or a state that
             a checkpoint cannot hold, such as an optimiser's that is not tensors and plain values.
@@ -105,15 +142,19 @@ def train(
         patience = whole_number("patience", patience, at_least=1)
         if validation is None:
             raise InputError("patience needs a validation loss to watch", remedy="pass validation=")
-    _check_scheduler(scheduler, scheduler_per, optimizer, validation)
+    if metrics and validation is None:
+        raise InputError("metrics are measured on validation data", remedy="pass validation=")
+    check_metrics(metrics)
+    check_optimizer(optimizer, model)
+    check_scheduler(scheduler, scheduler_per, optimizer, has_validation=validation is not None)
     check_repeatable("batches", batches, epochs)
     check_repeatable("validation", validation, epochs)
     # The optimiser's parameters, not the model's: a frozen part would add to the norm and is never zeroed.
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     batches_in_epoch = length(batches)
-    told_of_skips = any(type(observer).on_skip is not Observer.on_skip for observer in observers)
+    read, device, audience = Reader(model, batch_dim), device_of(model), Audience(observers)
 
-    with seeded(seed, parameters), _mode(model, training=True), contextlib.ExitStack() as at_end:
+    with seeded(seed, parameters), mode(model, training=True), contextlib.ExitStack() as at_end:
         generators = Generators(parameters, batches=batches, validation=validation)
         run = Run(model, optimizer, scheduler, generators)
         keeper = Keeper(_as_checkpoints(checkpoint), run)
@@ -124,31 +165,33 @@ def train(
             scheduler_per=scheduler_per,
             batches_in_an_epoch=batches_in_epoch,
             validation=validation is not None,
+            metrics=sorted(metrics) if metrics else None,
+            batch_dim=batch_dim,
         )
-        for observer in observers:
-            observer.on_train_begin(epochs, None if batches_in_epoch is None else -(-batches_in_epoch // accumulate))
-            at_end.callback(observer.on_train_end, run.history)
-            if resumed:
-                observer.on_resume(run.epoch, run.step, run.history)
+        at_end.callback(audience.end, run.history)
         at_end.callback(run.restore_best)
         at_end.enter_context(keeper)
-        while run.epoch < epochs and not run.history.is_out_of_patience(patience):
-            for step, group in run.rest_of_epoch(batches, accumulate):
+        at_end.enter_context(_until_stopped(run, keeper))
+        audience.begin(epochs, None if batches_in_epoch is None else -(-batches_in_epoch // accumulate))
+        if resumed:
+            audience.tell("on_resume", run.epoch, run.step, run.history)
+        while run.epoch < epochs and not run.history.is_over(patience):
+            for step, group in run.rest_of_epoch(read(batches), accumulate):
                 # A step that is skipped may be made again from here, to find out where it goes wrong.
                 before = None
                 if run.skips_in_a_row >= _MOST_SKIPS_IN_A_ROW - 1:
                     before = generators.state()
-                elif told_of_skips:
+                elif audience.hears_of_skips:
                     before = generators.state_of_torch()
                 optimizer.zero_grad()
                 mean = 0.0
-                for x, y in group:
-                    value = loss(model(x), y)
-                    _check_scalar(value)
-                    mean += value.item() * group.share(y)
+                for batch in moved(group, device):
+                    value = check_scalar("loss", loss(model(batch.x, **batch.kwargs), batch.y))
+                    mean += value.item() * group.share(batch)
                     if not math.isfinite(mean):
                         break
-                    (value * group.share(y)).backward()
+                    check_has_gradient(value)
+                    (value * group.share(batch)).backward()
                 clipped = clip_by_global_norm(parameters, limit) if math.isfinite(mean) else _NO_GRADIENT
                 if clipped.finite:
                     optimizer.step()
@@ -156,87 +199,30 @@ def train(
                         scheduler.step()
                 run.end_step(mean, group.samples, clipped)
 
-                for observer in observers:
-                    observer.on_step(step, mean, clipped)
+                audience.tell("on_step", step, mean, clipped)
                 if before is not None and not clipped.finite:
                     look = _look_again(model, group, loss, generators, before)
-                    for observer in observers:
-                        observer.on_skip(step, look)
+                    audience.tell("on_skip", step, look)
                     if run.skips_in_a_row >= _MOST_SKIPS_IN_A_ROW:
                         raise _lost(run.epoch, step, look())
                 keeper.after_step()
             if not run.step:
                 raise no_batches()
 
-            validation_loss = None if validation is None else evaluate(model, validation, loss)
+            measured = None if validation is None else measure(model, read(validation), loss, metrics or {})
             learning_rate = float(optimizer.param_groups[0]["lr"])
             if scheduler is not None and scheduler_per == "epoch":
-                _step_after_epoch(scheduler, validation_loss)
-            run.end_epoch(validation_loss, learning_rate)
-            for observer in observers:
-                observer.on_epoch(run.epoch - 1, run.history)
+                _step_after_epoch(scheduler, measured)
+            run.end_epoch(measured, learning_rate)
+            audience.tell("on_epoch", run.epoch - 1, run.history)
             keeper.after_epoch()
     return run.history
 
 
-def evaluate(model: nn.Module, batches: Batches, loss: Loss) -> float:
-    """The mean of ``loss`` over all samples, in eval mode and without gradients.
-
-    Args:
-        model: called as ``model(x)``; its modes are put back afterwards.
-        batches: pairs ``(x, y)``; samples are counted along the first dimension of ``y``.
-        loss: ``loss(model(x), y)`` returns the mean over the batch as a scalar tensor.
-
-    Raises:
-        TrainingError: no batches, or the mean is not finite.
-    """
-    total, count = 0.0, 0
-    with _mode(model, training=False), torch.inference_mode():
-        for x, y in batches:
-            total += loss(model(x), y).item() * samples(y)
-            count += samples(y)
-    if not count:
-        raise no_batches()
-    if not math.isfinite(total):
-        raise TrainingError(
-            "the validation loss is not finite",
-            given=f"{total / count} over {count} samples",
-            remedy="look for NaN in the validation data, or lower the learning rate",
-        )
-    return total / count
-
-
-def _check_scalar(value: Tensor) -> None:
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        given = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise InputError("loss must return one number", given=given, expected="a scalar tensor")
-
-
-def _check_scheduler(scheduler: object, per: str, optimizer: torch.optim.Optimizer, validation: Batches | None) -> None:
-    if per not in ("epoch", "step"):
-        raise InputError("scheduler_per cannot be used", given=repr(per), expected="'epoch' or 'step'")
-    if scheduler is None:
-        return
-    if not isinstance(scheduler, LRScheduler):
-        raise InputError(
-            "scheduler is none of PyTorch's",
-            given=type(scheduler).__name__,
-            expected="a torch.optim.lr_scheduler.LRScheduler",
-        )
-    if scheduler.optimizer is not optimizer:
-        raise InputError("scheduler was made for another optimizer", remedy="make it with the optimizer given here")
-    if isinstance(scheduler, ReduceLROnPlateau) and (validation is None or per != "epoch"):
-        raise InputError(
-            "ReduceLROnPlateau follows the validation loss, which is measured once an epoch",
-            given=f"validation={'None' if validation is None else '...'}, scheduler_per={per!r}",
-            remedy="pass validation=, and leave scheduler_per out",
-        )
-
-
-def _step_after_epoch(scheduler: LRScheduler, validation_loss: float | None) -> None:
+def _step_after_epoch(scheduler: LRScheduler, measured: Evaluation | None) -> None:
     if isinstance(scheduler, ReduceLROnPlateau):
-        assert validation_loss is not None, "_check_scheduler refuses it without validation"
-        scheduler.step(validation_loss)
+        assert measured is not None, "check_scheduler refuses it without validation"
+        scheduler.step(measured.loss)
     else:
         scheduler.step()
 
@@ -273,12 +259,10 @@ def _lost(epoch: int, step: int, culprit: Culprit) -> TrainingError:
 
 
 @contextlib.contextmanager
-def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    # Module by module: a part that the user froze in eval mode is handed back that way.
-    before = {module: module.training for module in model.modules()}
-    model.train(training)
+def _until_stopped(run: Run, keeper: Keeper) -> Iterator[None]:
+    """An observer that ends the run ends it as the last epoch does."""
     try:
         yield
-    finally:
-        for module, mode in before.items():
-            module.training = mode
+    except StopTraining as stop:
+        run.history.stopped = stop.reason
+        keeper.after_stop()

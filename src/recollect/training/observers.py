@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -14,10 +15,28 @@ from recollect.training.culprit import Culprit
 from recollect.training.history import History
 
 
+class StopTraining(Exception):  # noqa: N818  (as StopIteration: it is no error)
+    """Ends a training run as its last epoch would; any method of an `Observer` may raise it.
+
+    It may come after any step: an epoch that is not over then has no entry in the history. All observers still
+    hear of what they are being told. The model gets its best weights, a checkpoint is written, and :func:`train`
+    returns the history, whose ``stopped`` is the reason. The run is over, for its checkpoint too: the same call
+    returns that history at once. To go on another time, end the run as Ctrl-C does instead, by
+    ``signal.raise_signal(signal.SIGINT)``.
+
+    Args:
+        reason: for those who read the history.
+    """
+
+    def __init__(self, reason: str = "an observer ended the run") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 class Observer(Protocol):
     """What :func:`train` tells its observers. Derive from it and write the methods you need.
 
-    Epochs, and steps within an epoch, count from 0.
+    Epochs, and steps within an epoch, count from 0. Any method may end the run: ``raise StopTraining("reason")``.
     """
 
     def on_train_begin(self, epochs: int, steps: int | None) -> None:
@@ -50,8 +69,48 @@ class Observer(Protocol):
         """Training is over, also when it ended in an error."""
 
 
+class Audience:
+    """The observers of one run, who are told of it together."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = tuple(observers)
+        self._begun: list[Observer] = []
+        self.hears_of_skips = any(type(observer).on_skip is not Observer.on_skip for observer in self._observers)
+
+    def begin(self, epochs: int, steps: int | None) -> None:
+        stops = []
+        for observer in self._observers:
+            stops.append(_told(observer.on_train_begin, epochs, steps))
+            self._begun.append(observer)
+        _end_run_if_asked(stops)
+
+    def tell(self, method: str, *arguments: Any) -> None:
+        """Call a method of all observers; only then end the run, if one of them asks for it (`StopTraining`)."""
+        _end_run_if_asked([_told(getattr(observer, method), *arguments) for observer in self._observers])
+
+    def end(self, history: History) -> None:
+        """Tell all who heard the beginning, whatever some of them raise."""
+        with contextlib.ExitStack() as at_end:
+            for observer in self._begun:
+                at_end.callback(_told, observer.on_train_end, history)
+
+
+def _told(method: Callable[..., None], *arguments: Any) -> StopTraining | None:
+    try:
+        method(*arguments)
+    except StopTraining as stop:
+        return stop
+    return None
+
+
+def _end_run_if_asked(stops: Sequence[StopTraining | None]) -> None:
+    for stop in stops:
+        if stop is not None:
+            raise stop
+
+
 class ProgressBar(Observer):
-    """A bar with loss, validation loss, gradient norm, shares of clipped and skipped steps, and time left.
+    """A bar with losses, metrics, gradient norm, shares of clipped and skipped steps, and time left.
 
     Where the output is not a terminal, about ten plain lines a run take its place.
 
@@ -112,14 +171,17 @@ class ProgressBar(Observer):
             self._progress = None
         finished = len(history.train_loss)
         if not finished:
+            if history.stopped is not None:
+                self._print(f"stopped before the end of the first epoch: {history.stopped}")
             return
         shown = finished - 1 if history.best_epoch is None else history.best_epoch
         kept = "" if history.best_epoch is None else f"kept epoch {shown + 1}: "
+        stopped = "" if history.stopped is None else f"; stopped: {history.stopped}"
         skipped = sum(history.skipped_steps)
         lost = f"; skipped {skipped} steps whose loss or gradient was not finite" if skipped else ""
         self._print(
             f"trained {finished}/{self._epochs} epochs in {sum(history.seconds):.1f} s; "
-            f"{kept}{_numbers(history, shown)}{lost}"
+            f"{kept}{_numbers(history, shown)}{lost}{stopped}"
         )
 
     def _print(self, line: str) -> None:
@@ -131,6 +193,7 @@ def _numbers(history: History, epoch: int) -> str:
     parts = [f"loss {history.train_loss[epoch]:.3g}"]
     if history.validation_loss:
         parts.append(f"val {history.validation_loss[epoch]:.3g}")
+    parts += [f"{name} {values[epoch]:.3g}" for name, values in history.metrics.items()]
     parts.append(f"grad {history.gradient_norm[epoch]:.3g}")
     parts.append(f"clip {history.clipped_fraction[epoch]:.0%}")
     if history.skipped_steps[epoch]:

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -14,10 +14,10 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from recollect.errors import TrainingError
-from recollect.training.batches import Batches, Group, grouped
+from recollect.training.batches import Batch, Group, grouped
 from recollect.training.clip import Clipped
 from recollect.training.generators import Generators
-from recollect.training.history import History, Tally
+from recollect.training.history import Evaluation, History, Tally
 
 
 class Run:
@@ -28,7 +28,7 @@ class Run:
         step: finished steps of the optimiser in the epoch under way.
         between_steps: whether this is a place to go on from: nothing is half changed.
         skips_in_a_row: steps without an update since the last one with.
-        history: the finished epochs.
+        history: the finished epochs, and why there are no more if an observer says so.
         best: the weights and buffers of the best epoch, None without validation.
     """
 
@@ -43,7 +43,7 @@ class Run:
         self._started = time.perf_counter()
         self._at_epoch_start = self._at_step = generators.state()
 
-    def rest_of_epoch(self, batches: Batches, accumulate: int) -> Iterator[tuple[int, Group]]:
+    def rest_of_epoch(self, batches: Iterable[Batch], accumulate: int) -> Iterator[tuple[int, Group]]:
         """Number the steps of the epoch under way that are not made yet, with the batches of each.
 
         After a resumption within an epoch, its data is drawn again from the random state in which the
@@ -73,9 +73,9 @@ class Run:
         self.step += 1
         self.between_steps = True
 
-    def end_epoch(self, validation_loss: float | None, learning_rate: float) -> None:
+    def end_epoch(self, validation: Evaluation | None, learning_rate: float) -> None:
         self._tally.seconds = time.perf_counter() - self._started
-        self._tally.close(self.history, validation_loss, learning_rate)
+        self._tally.close(self.history, validation, learning_rate)
         if self.history.best_epoch == self.epoch:
             self.best = copy.deepcopy(self.model.state_dict())
         self._tally = Tally()
@@ -118,7 +118,8 @@ class Run:
             self.scheduler.load_state_dict(state["scheduler"])
         # PyTorch's schedulers warn of an optimiser that has made no step; this one's were in another process.
         self.optimizer._opt_called = bool(self.epoch or self.step)  # pyright: ignore[reportAttributeAccessIssue]
-        self.generators.restore(self._at_epoch_start)
+        # A run that was stopped within an epoch draws no data of that epoch again.
+        self.generators.restore(self._at_epoch_start if self.history.stopped is None else self._at_step)
 
     def _as_state_dict(self, tensors: dict[str, Any]) -> dict[str, Any]:
         # A state_dict carries its modules' versions in an attribute; the model's own has the right ones.
