@@ -169,6 +169,21 @@ def check_arguments(kind: str, values: Mapping[str, Any]) -> None:
         raise ValueError(f"the arguments of {kind} are {', '.join(expected)}, not {values}")
 
 
+# Every tensor and layer has its whole path in its name.
+_LONGEST_PATH = 1_000
+
+
+def below(prefix: str, name: str) -> str:
+    """The prefix of the names of all that is in a layer of a ``Sequential``.
+
+    Raises:
+        ValueError: it is longer than a path can be.
+    """
+    if len(prefix) + len(name) > _LONGEST_PATH:
+        raise ValueError(f"the layers nest too deep, or their names are too long: {prefix[:100]}...")
+    return f"{prefix}{name}."
+
+
 def _layer_classes() -> dict[str, type[nn.Module]]:
     import torch
 
@@ -249,7 +264,7 @@ def _build(spec: dict[str, Any], prefix: str = "", names: Collection[str] | None
         for name, layer in layers:
             if name in module._modules:
                 raise ValueError(f"two layers are called {prefix}{name}")
-            module.add_module(name, _build(layer, f"{prefix}{name}.", names))
+            module.add_module(name, _build(layer, below(prefix, name), names))
     else:
         cell = values.pop("cell", None)
         check_arguments(kind, values)
