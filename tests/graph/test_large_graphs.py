@@ -144,6 +144,9 @@ class TestLimits:
         check_graph("large", ("a",), ("h",), (), of_work(MAX_WORK))
         with pytest.raises(CellError, match=f"too large to be compiled.*about {MAX_WORK + 1} instructions"):
             check_graph("large", ("a",), ("h",), (), of_work(MAX_WORK + 1))
+        # What may be declared can be read from a file again, so that is refused by the same measure.
+        with pytest.raises(CellError, match=f"in {MAX_NODES + 1} operations"):
+            check_graph("large", ("a",), ("h",), (), products(MAX_NODES + 1))
 
     @pytest.mark.parametrize("kind", range(3))
     def test_names(self, kind):
@@ -163,6 +166,12 @@ class TestLimits:
         assert cell.graph.work < MAX_WORK / 10
         assert len(cell.graph.nodes) < MAX_NODES / 10
         assert max(map(len, (cell.gates, cell.states, cell.vectors))) < MAX_NAMES / 10
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", "[" * 100_000, '["a", "b"]', "[1, 2, 3, 4, 5]", None, 3])
+def test_what_is_no_text_of_a_cell_is_our_error(text):
+    with pytest.raises((CellError, GraphError)):
+        cells.Cell.from_text(text)
 
 
 class TestLookAlikes:

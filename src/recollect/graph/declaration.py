@@ -7,7 +7,7 @@ import unicodedata
 from collections import Counter
 
 from recollect.errors import CellError
-from recollect.graph.graph import Graph, is_name
+from recollect.graph.graph import MAX_NODES, Graph, is_name
 
 # A cell comes from files too, so what it may ask is bounded: names of one kind, and the estimate `Graph.work`, at which
 # a compiler takes some seconds for a kernel. The largest of our cells has a tenth of either.
@@ -54,11 +54,11 @@ def check_graph(
     Raises:
         CellError: it does not, or cannot.
     """
-    if graph.work > MAX_WORK:
+    if graph.work > MAX_WORK or len(graph.nodes) > MAX_NODES:
         raise CellError(
             f"cell {name!r} is too large to be compiled",
             given=f"about {graph.work} instructions for each unit in {len(graph.nodes)} operations",
-            expected=f"<= {MAX_WORK}",
+            expected=f"<= {MAX_WORK} in <= {MAX_NODES}",
             remedy="put part of it into a layer of its own, or write it with fewer functions such as tanh and exp",
         )
     known = {f"{kind}.{gate}" for kind in ("inp", "rec") for gate in gates}
