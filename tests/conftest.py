@@ -22,7 +22,9 @@ def _kernels_on_disk(tmp_path_factory):
     """The session's own: nothing is read from or written to the user's home, by subprocesses neither."""
     own = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RECOLLECT_CACHE_DIR", str((own.parent if WORKER else own) / "kernels"))
+        shared = own.parent if WORKER else own
+        patch.setenv("RECOLLECT_CACHE_DIR", str(shared / "kernels"))
+        patch.setenv("XDG_STATE_HOME", str(shared / "state"))  # where the key to these is
         if WORKER:
             patch.setenv("OMP_NUM_THREADS", "1")
         yield

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import pickle
 import struct
 import subprocess
 import sys
+import warnings
 from collections import OrderedDict
 
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
+from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 
 import recollect
 from recollect import cells, nn
 from recollect.errors import ModelFileError
 from recollect.model_file import pack_module, read_model, unpack_module, write_model
+from recollect.nn.recurrent import Options
 
 HEADER = {"kind": "module", "text": 'é " \\ \u2028', "list": [1, 2.5, None, True], "nested": {"a": {}}}
 
@@ -272,7 +276,7 @@ class TestModules:
 
     def test_a_file_from_before_an_argument_was_there(self):
         header, tensors = pack_module(nn.LSTM(3, 5))
-        for key in ("recurrent_dropout", "zoneout", "learned_initial_state", "proj_size"):
+        for key in ("recurrent_dropout", "zoneout", "learned_initial_state", "proj_size", "checkpoint"):
             del header["module"][key]
         layer = unpack_module(header, tensors)
         assert settings(layer) == settings(nn.LSTM(3, 5))
@@ -338,7 +342,6 @@ class TestModules:
             (torch.nn.Sequential(nn.LSTM(2, 3), torch.nn.ReLU()), "layer '1' .*ReLU"),
             (torch.nn.LSTM(2, 3), r"convert"),
             (Mine(2, 3), "Mine"),
-            (torch.nn.utils.parametrizations.spectral_norm(torch.nn.Linear(2, 3)), "ParametrizedLinear"),
         ]:
             with pytest.raises(ModelFileError, match=name):
                 recollect.save(module, path)
@@ -357,6 +360,161 @@ class TestModules:
         layer.register_parameter("extra", torch.nn.Parameter(torch.zeros(1)))
         with pytest.raises(ModelFileError, match="extra"):
             recollect.save(layer, path)
+
+
+# For each option of a constructor another value than its default, and what that value needs beside it.
+OTHER = {
+    "num_layers": (3, {}),
+    "nonlinearity": ("relu", {}),
+    "bias": (False, {}),
+    "batch_first": (True, {}),
+    "dropout": (0.25, {"num_layers": 2}),
+    "bidirectional": (True, {}),
+    "proj_size": (2, {}),
+    "recurrent_dropout": (0.5, {}),
+    "zoneout": ([0.5], {}),
+    "learned_initial_state": (True, {}),
+    "checkpoint": ("auto", {}),
+}
+# Not of the layer: where and in which type its weights are made (a file keeps the type with each of them).
+OF_THE_WEIGHTS = {"device", "dtype"}
+KINDS = {
+    nn.RNN: (3, 5),
+    nn.LSTM: (3, 5),
+    nn.GRU: (3, 5),
+    nn.Recurrent: (cells.cifg_lstm, 3, 5),
+    torch.nn.Linear: (3, 5),
+}
+
+
+def options(kind):
+    """The names of all options of a layer, from its signature and, where that ends in ``**options``, their type."""
+    parameters = list(inspect.signature(kind.__init__).parameters.values())[1 + len(KINDS[kind]) :]
+    names = [each.name for each in parameters if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    if len(names) < len(parameters):
+        names += list(Options.__annotations__)
+    return [name for name in names if name not in OF_THE_WEIGHTS]
+
+
+ALL_OPTIONS = [(kind, name) for kind in KINDS for name in options(kind)]
+assert len(ALL_OPTIONS) > 35
+
+
+REFUSED = {
+    "parametrised": (lambda m: parametrizations.weight_norm(m[0], "weight_hh_l0"), "remove_parametrizations"),
+    "parametrised Linear": (lambda m: parametrizations.spectral_norm(m[1]), "parametrizations of weight"),
+    "old weight_norm": (lambda m: weight_norm(m[1]), "computed from weight_g and weight_v.*remove_weight_norm"),
+    "old weight_norm of a recurrent layer": (lambda m: weight_norm(m[0], "weight_hh_l0"), "weight_hh_l0_g"),
+    "old spectral_norm": (lambda m: spectral_norm(m[1]), "computed from weight_orig.*remove_spectral_norm"),
+    "pruned": (lambda m: prune.random_unstructured(m[1], "weight", 0.5), "computed from weight_orig.*prune.remove"),
+    "buffer": (lambda m: m[0].register_buffer("mean", torch.zeros(2)), "buffers: mean"),
+    "buffer that is not persistent": (lambda m: m.register_buffer("mean", torch.zeros(2), False), "buffers: mean"),
+    "module inside": (lambda m: m[1].add_module("noise", torch.nn.Dropout(0.5)), "modules inside it: noise"),
+    "module without weights in a container": (lambda m: m.add_module("noise", torch.nn.Dropout(0.5)), "Dropout"),
+    "forward": (lambda m: setattr(m[1], "forward", lambda x: x), "layer '1' .*forward was replaced"),
+    "forward of a container": (lambda m: setattr(m, "forward", lambda x: x), "forward was replaced"),
+    "another cell": (lambda m: setattr(m[0], "cell", cells.cifg_lstm), "cell = "),
+    "another mode": (lambda m: setattr(m[0], "mode", "GRU"), "mode was replaced"),
+    "another size": (lambda m: setattr(m[0], "hidden_size", 4), "shape|size"),
+    "another probability": (lambda m: setattr(m[0], "zoneout", 0.5), "zoneout|iterable"),
+    "a bias less": (lambda m: setattr(m[0], "bias_hh_l0", None), "bias_hh_l0"),
+    "weights of two dtypes": (lambda m: m[0].register_parameter(
+        "bias_hh_l0", torch.nn.Parameter(torch.zeros(12, dtype=torch.float64))), "several dtypes"),
+    "complex weights": (
+        lambda m: setattr(m[1], "bias", torch.nn.Parameter(torch.zeros(2, dtype=torch.complex64))), "complex64"
+    ),
+    "weights of eight bits": (lambda m: m[1].to(torch.float8_e4m3fn), "float8"),
+    "weights without numbers": (lambda m: m.to("meta"), "meta"),
+    "sparse weights": (lambda m: setattr(m[1], "weight", torch.nn.Parameter(m[1].weight.detach().to_sparse())),
+                       "sparse"),
+    "no layer": (lambda m: m.add_module("2", None), "layer '2' is missing"),
+}  # fmt: skip
+
+
+SAID = {
+    "forward hook": (lambda m: m[0].register_forward_hook(print), "the forward hooks of layer '0'"),
+    "hook with options": (
+        lambda m: m[1].register_forward_pre_hook(print, with_kwargs=True), "the forward pre hooks of layer '1'"
+    ),
+    "backward hook": (lambda m: m.register_full_backward_hook(print), "the backward hooks of the module"),
+    "attribute": (lambda m: setattr(m[0], "note", "mine"), "the attribute note of layer '0'"),
+    "attribute of a weight": (
+        lambda m: setattr(m[1].weight, "no_decay", True), "the attribute weight.no_decay of layer '1'"
+    ),
+    "hook of a weight": (lambda m: m[1].weight.register_hook(print), "the hooks of weight of layer '1'"),
+}  # fmt: skip
+
+
+class TestNothingIsLost:
+    """A file keeps all of a module, or says what it does not keep, or refuses it."""
+
+    @pytest.mark.parametrize(("kind", "name"), ALL_OPTIONS, ids=lambda value: getattr(value, "__name__", value))
+    def test_every_option_of_every_constructor_is_kept(self, path, kind, name):
+        value, needed = OTHER[name]
+        if name == "zoneout":
+            value = value * (1 if kind in (nn.RNN, nn.GRU) else 2)
+        module = kind(*KINDS[kind], **{name: value}, **needed)
+        recollect.save(module, path)
+        loaded = recollect.load(path)
+        assert settings(loaded) == settings(module)
+        if name != "bias" or kind is not torch.nn.Linear:
+            assert getattr(loaded, name) == value != getattr(kind(*KINDS[kind]), name)
+        assert repr(loaded) == repr(module)
+
+    @pytest.mark.parametrize("checkpoint", [None, 7, "auto"])
+    def test_a_loaded_layer_trains_in_the_same_segments(self, path, checkpoint):
+        recollect.save(nn.LSTM(2, 3, checkpoint=checkpoint), path)
+        assert recollect.load(path).checkpoint == checkpoint
+
+    @pytest.mark.parametrize("value", [0, -1, True, 2.0, "often", [], 2**70 * 1.0], ids=str)
+    def test_segments_that_are_none(self, value):
+        header, tensors = pack_module(nn.LSTM(2, 3))
+        header["module"]["checkpoint"] = value
+        with pytest.raises(ModelFileError):
+            unpack_module(header, tensors)
+
+    @pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
+    @pytest.mark.parametrize("change", REFUSED)
+    def test_what_would_compute_something_else_is_refused_and_nothing_is_written(self, path, change):
+        module = torch.nn.Sequential(nn.LSTM(2, 3), torch.nn.Linear(3, 2))
+        alter, match = REFUSED[change]
+        alter(module)
+        with pytest.raises(ModelFileError, match=match):
+            recollect.save(module, path)
+        assert not path.exists()
+
+    def test_what_a_parametrisation_computed_is_saved_after_its_remedy(self, path):
+        layer = parametrizations.weight_norm(nn.LSTM(2, 3), "weight_hh_l0")
+        expected = layer.weight_hh_l0.detach().clone()
+        parametrize.remove_parametrizations(layer, "weight_hh_l0")
+        recollect.save(layer, path)
+        assert torch.equal(recollect.load(path).weight_hh_l0, expected)
+
+    @pytest.mark.parametrize("change", SAID)
+    def test_what_is_left_out_is_said(self, path, change):
+        module = torch.nn.Sequential(nn.LSTM(2, 3), torch.nn.Linear(3, 2))
+        alter, match = SAID[change]
+        alter(module)
+        with pytest.warns(UserWarning, match=match) as warned:
+            recollect.save(module, path)
+        assert [str(warning.filename) for warning in warned] == [__file__]
+        assert recollect.load(path)[1].in_features == 3
+
+    def test_what_a_file_keeps_is_saved_without_a_word(self, path):
+        module = torch.nn.Sequential(nn.LSTM(2, 3), torch.nn.Linear(3, 2), torch.nn.Sequential())
+        module[0].dropout, module[0].zoneout = 0.5, (0.25, 0.5)
+        module[1].weight.requires_grad_(False)
+        module[1].bias.grad = torch.ones(2)
+        module[0].register_load_state_dict_pre_hook(print)
+        module[0].eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            warnings.filterwarnings("ignore", "dropout option adds dropout")  # of one layer, as torch.nn says
+            recollect.save(module, path)
+            loaded = recollect.load(path)
+        assert settings(loaded)["0", "zoneout"] == [0.25, 0.5]
+        assert [part.training for part in loaded.modules()] == [True, False, True, True]
+        assert not loaded[1].weight.requires_grad
 
 
 HUGE = 2**40

@@ -19,7 +19,7 @@ import torch
 import recollect
 from forgetting import forget_problems
 from recollect import cells, nn
-from recollect.engine.llvm import cache, kernels
+from recollect.engine.llvm import cache, kernels, secret
 from recollect.engine.llvm.machine import Code, compile_module, host
 from recollect.engine.plan import Variant
 from test_architecture import MODULES, imports
@@ -33,8 +33,9 @@ RETURNS_42 = 'define i64 @"answer"() { ret i64 42 }'
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A directory that is not there yet."""
+    """A directory that is not there yet, nor is the key to it."""
     monkeypatch.setenv("RECOLLECT_CACHE_DIR", str(tmp_path / "kept" / "kernels"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     return tmp_path / "kept" / "kernels"
 
 
@@ -273,6 +274,154 @@ def test_a_spoiled_entry_is_compiled_again_and_replaced(spoil, folder, compiled,
     assert all(path.is_file() and not path.is_symlink() for path in paths)
 
 
+# Whoever can only write into the directory -------------------------------------------------------
+
+# What the processor would run: an attacker's object file that keeps to every other rule.
+CODE = b"ret"
+
+
+def _without_a_key(path, own):
+    return cache.MAGIC + bytes.fromhex(KEY) + hashlib.sha256(CODE).digest() + CODE
+
+
+def _of_the_first_format(path, own):
+    return b"RECKERN1" + bytes.fromhex(KEY) + hashlib.sha256(CODE).digest() + CODE
+
+
+def _under_a_key_of_theirs(path, own):
+    return cache._head(bytes(secret.SIZE), KEY, CODE) + CODE
+
+
+def _of_another_entry(path, own):
+    return cache._head(own, hashlib.sha256(b"other content").hexdigest(), CODE) + CODE
+
+
+def _renamed(path, own):
+    other = bytearray(_of_another_entry(path, own))
+    other[len(cache.MAGIC) : len(cache.MAGIC) + 32] = bytes.fromhex(KEY)
+    return bytes(other)
+
+
+def _another_payload(path, own):
+    whole = path.read_bytes()
+    return whole[: -len(PAYLOAD)] + CODE
+
+
+FORGED = [_without_a_key, _of_the_first_format, _under_a_key_of_theirs, _of_another_entry, _renamed, _another_payload]
+
+
+@pytest.mark.parametrize("forge", FORGED, ids=lambda forge: forge.__name__)
+def test_nothing_counts_that_was_written_without_the_users_own_key(forge, folder):
+    path = entry(folder)
+    path.write_bytes(forge(path, secret.key(folder, create=False)))
+    path.chmod(0o600)
+    assert cache.load(KEY) is None
+    cache.clear()
+    assert names(folder) == [], "it is cleared as one of ours"
+
+
+def test_the_key_is_private_and_apart_from_the_kernels(folder, tmp_path):
+    cache.store(KEY, PAYLOAD)
+    (path,) = (tmp_path / "state" / "recollect").iterdir()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert path.read_bytes() == secret.key(folder, create=False)
+    assert len(set(path.read_bytes())) > 8, "random bytes"
+
+
+def test_where_the_key_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for unset in ("", "relative"):
+        monkeypatch.setenv("XDG_STATE_HOME", unset)
+        assert secret.directory() == tmp_path / ".local" / "state" / "recollect"
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg"))
+    assert secret.directory() == tmp_path / "xdg" / "recollect"
+
+
+def _linked_file(path):
+    path.rename(path.parent / "elsewhere")
+    path.symlink_to(path.parent / "elsewhere")
+
+
+def _linked_directory(path):
+    path.parent.rename(path.parent.parent / "elsewhere")
+    path.parent.symlink_to(path.parent.parent / "elsewhere")
+
+
+def _pipe_as_key(path):
+    path.unlink()
+    os.mkfifo(path, 0o600)
+
+
+UNSAFE = {
+    "a link": (_linked_file, "is no file"),
+    "a link to its directory": (_linked_directory, "is no directory"),
+    "a pipe": (_pipe_as_key, "is no file"),
+    "readable by others": (lambda path: path.chmod(0o640), "has mode 640"),
+    "writable by others": (lambda path: path.chmod(0o602), "has mode 602"),
+    "its directory open": (lambda path: path.parent.chmod(0o750), "has mode 750"),
+    "short": (lambda path: path.write_bytes(bytes(secret.SIZE - 1)), "no key of 32 bytes"),
+    "long": (lambda path: path.write_bytes(bytes(secret.SIZE + 1)), "no key of 32 bytes"),
+    "empty": (lambda path: path.write_bytes(b""), "no key of 32 bytes"),
+    "of another user": (lambda path: os.chown(path, 12345, -1), "belongs to user 12345"),
+    "its directory of another user": (lambda path: os.chown(path.parent, 12345, -1), "belongs to user 12345"),
+}
+
+
+@pytest.mark.parametrize("spoil", UNSAFE)
+def test_a_key_that_others_could_have_put_there_or_read_is_none_and_it_is_said_once(spoil, folder, tmp_path):
+    if "another user" in spoil and os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    cache.store(KEY, PAYLOAD)
+    change, reason = UNSAFE[spoil]
+    change(tmp_path / "state" / "recollect" / "kernels.key")
+    with pytest.warns(UserWarning, match=f"{reason}.*delete it, or let XDG_STATE_HOME"):
+        assert cache.load(KEY) is None
+    cache.store("0" * 64, PAYLOAD)  # warnings are errors here
+    assert names(folder) == [f"{KEY}.kernel"]
+
+
+def test_a_key_within_the_directory_of_the_kernels_is_none(folder, monkeypatch):
+    for place in (folder, folder / "below", folder.parent):
+        monkeypatch.setenv("XDG_STATE_HOME", str(place))
+        monkeypatch.setenv("RECOLLECT_CACHE_DIR", str(folder if place != folder.parent else place / "recollect"))
+        with pytest.warns(UserWarning, match="replace the key too"):
+            cache.store(KEY, PAYLOAD)
+        assert cache.load(KEY) is None
+
+
+@pytest.mark.parametrize("place", ["no home", "a file"])
+def test_without_a_place_for_the_key_nothing_is_kept(place, folder, tmp_path, monkeypatch):
+    if place == "a file":
+        (tmp_path / "state").write_text("not a directory")
+    else:
+        monkeypatch.delenv("XDG_STATE_HOME")
+
+        def no_home():
+            raise RuntimeError("Could not determine home directory.")
+
+        monkeypatch.setattr(Path, "home", no_home)
+    cache.store(KEY, PAYLOAD)
+    assert cache.load(KEY) is None
+    assert not folder.exists() or names(folder) == []
+
+
+def test_processes_that_start_at_once_make_one_key(folder, tmp_path):
+    folder.mkdir(parents=True)
+    code = (
+        "import sys; from pathlib import Path; from recollect.engine.llvm import secret; sys.stdin.readline();"
+        f"print(secret.key(Path({str(folder)!r}), create=True).hex())"
+    )
+    pipe = subprocess.PIPE
+    started = [subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True) for _ in range(4)]
+    for process in started:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    keys = {process.communicate(timeout=120)[0].strip() for process in started}
+    assert keys == {secret.key(folder, create=False).hex()}
+    assert names(tmp_path / "state" / "recollect") == ["kernels.key"], "nothing unfinished"
+
+
 # Directories that cannot be used ------------------------------------------------------------------
 
 
@@ -330,6 +479,7 @@ def test_where_there_can_be_no_directory_kernels_are_compiled(make, folder, call
         ("replace", errno.EDQUOT),
         ("scandir", errno.EIO),
         ("utime", errno.EROFS),
+        ("link", errno.EPERM),  # for the key: some file systems have none
     ],
 )
 def test_a_disk_that_refuses_is_no_error(function, code, folder, call, compiled, monkeypatch):

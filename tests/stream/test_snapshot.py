@@ -98,6 +98,32 @@ def test_states_are_those_of_the_module(path):
     np.testing.assert_array_equal(found, torch.stack([h, c], 1).numpy())
 
 
+class TestNothingToRemember:
+    """Linear layers alone: there are no states whose number the bytes could be checked against."""
+
+    @pytest.fixture
+    def linear(self, tmp_path):
+        recollect.save(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)), tmp_path / "linear")
+        return Stepper.load(tmp_path / "linear")
+
+    def test_the_next_step_fixes_the_number_of_streams(self, linear):
+        expected = outputs(linear, X)
+        memory = linear.snapshot()
+        linear.restore(memory)
+        assert linear.snapshot() == memory
+        assert linear.streams is None
+        np.testing.assert_array_equal(outputs(linear, X), expected)
+
+    @pytest.mark.parametrize(("count", "axes"), [(2**40, 2), (2**30, 2), (4, 2), (1, 1)])
+    def test_no_bytes_ask_for_memory(self, linear, count, axes):
+        linear.step(X[0])
+        body = bytearray(linear.snapshot()[:-32])
+        struct.pack_into("<qq", body, 48, count, axes)
+        with pytest.raises(InputError, match="does not hold what it says"):
+            linear.restore(bytes(body) + hashlib.sha256(body).digest())
+        assert linear.streams == 4
+
+
 class TestRefused:
     @pytest.fixture
     def memory(self, stepper):

@@ -82,8 +82,17 @@ class Cell:
 
     @classmethod
     def from_text(cls, text: str) -> Cell:
-        """Make a cell from the ``text`` of another."""
-        return cls.from_graph(*json.loads(text))
+        """Make a cell from the ``text`` of another.
+
+        Raises:
+            CellError: it is no such text.
+            GraphError: what stands there as its graph is none.
+        """
+        try:
+            name, gates, states, vectors, graph = json.loads(text)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise CellError("this is not the text of a cell", given=f"{type(error).__name__}: {error}") from error
+        return cls.from_graph(name, gates, states, vectors, graph)
 
     @classmethod
     def from_graph(cls, name: str, gates: str, states: str, vectors: str, graph: str) -> Cell:

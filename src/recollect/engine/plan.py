@@ -219,8 +219,8 @@ def _fuse(builder: Builder, graph: Graph, fused: tuple[str, ...]) -> list[Expr]:
     def leaf(name: str) -> Expr:
         kind, _, gate = name.partition(".")
         if gate in fused and kind in ("inp", "rec"):
-            # The sum of the two is then pre.k + 0, which the builder folds.
-            return builder.leaf(f"pre.{gate}") if kind == "inp" else builder.const(0.0)
+            # The sum of the two is then pre.k + -0, which the builder folds.
+            return builder.leaf(f"pre.{gate}") if kind == "inp" else builder.const(-0.0)
         return builder.leaf(name)
 
     return builder.import_graph(graph, leaf)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from recollect.graph import ops
-from recollect.graph.graph import Builder, Expr, Graph, Node
+from recollect.graph.graph import Builder, Expr, Graph
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,30 @@ class _Part:
 
     def fetch(self, index: int) -> Expr:
         """A node of the whole graph: computed here, or left by an earlier wave."""
-        if index not in self._known:
-            self._known[index] = self._fetch(index)
+        waiting = [index]  # rather than recursion: a chain may be longer than Python's stack is deep
+        while waiting:
+            last = waiting[-1]
+            args = self._args(last)
+            missing = [arg for arg in args if arg not in self._known]
+            if missing:
+                waiting += reversed(missing)
+                continue
+            waiting.pop()
+            if last not in self._known:
+                self._known[last] = self._make(last, [self._known[arg] for arg in args])
         return self._known[index]
 
-    def _fetch(self, index: int) -> Expr:
-        node: Node = self._graph.nodes[index]
+    def _is_made_here(self, index: int) -> bool:
         # A condition is no number that could be left in memory; what it compares is.
-        here = self._wave[index] == self._number or node.op in ("leaf", "const") or ops.ROWS[node.op].boolean
-        if here:
-            return self.builder.copy(node, [self.fetch(arg) for arg in node.args])
+        op = self._graph.nodes[index].op
+        return self._wave[index] == self._number or op in ("leaf", "const") or ops.ROWS[op].boolean
+
+    def _args(self, index: int) -> tuple[int, ...]:
+        """What a node needs before it can be had here."""
+        return self._graph.nodes[index].args if self._is_made_here(index) else ()
+
+    def _make(self, index: int, args: list[Expr]) -> Expr:
+        if self._is_made_here(index):
+            return self.builder.copy(self._graph.nodes[index], args)
         self.needs.append(index)
         return self.builder.leaf(self._mids.setdefault(index, f"mid.{len(self._mids)}"))

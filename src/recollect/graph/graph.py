@@ -14,6 +14,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,21 +25,36 @@ from recollect.errors import GraphError
 from recollect.graph import ops
 
 FORMAT = 1
-MAX_NODES = 10_000
+# What a serialised graph may ask of its reader; the largest of our cells has a twentieth of it.
+MAX_TEXT = 2**20  # characters
+MAX_NODES = 2_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Node:
-    """One value: ``op`` applied to earlier nodes. ``attr`` is a leaf's name or an op's number."""
+    """One value: ``op`` applied to earlier nodes. ``attr`` is a leaf's name or an op's number.
+
+    Nodes are equal where they compute the same: 0.0 and -0.0 are two numbers here, as 1 / x shows.
+    """
 
     op: str
     args: tuple[int, ...] = ()
     attr: str | float | None = None
 
+    @property
+    def _content(self) -> tuple[str, tuple[int, ...], str]:
+        return self.op, self.args, repr(self.attr)
 
-@dataclass(frozen=True)
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Node) and self._content == other._content
+
+    def __hash__(self) -> int:
+        return hash(self._content)
+
+
+@dataclass(frozen=True, eq=False)
 class Graph:
-    """An immutable expression graph.
+    """An immutable expression graph; two are equal, and one key of a dictionary, if content and names are.
 
     Attributes:
         nodes: in topological order; a node's arguments come before it.
@@ -49,6 +66,12 @@ class Graph:
     outputs: tuple[tuple[str, int], ...]
     names: tuple[tuple[str, int], ...] = ()
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Graph) and self.key == other.key and self.names == other.names
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
     @cached_property
     def key(self) -> str:
         """SHA-256 of the content: two graphs with one key compute the same."""
@@ -58,6 +81,11 @@ class Graph:
     def leaves(self) -> tuple[str, ...]:
         """The names of the leaves that the outputs depend on, in order of first use."""
         return tuple(str(node.attr) for node in self.nodes if node.op == "leaf")
+
+    @cached_property
+    def work(self) -> int:
+        """About how many instructions the graph takes for a unit; compilers take their time by that."""
+        return sum(_COSTLY if node.op in ops.ROWS and ops.ROWS[node.op].costly else 1 for node in self.nodes)
 
     def to_json(self) -> str:
         """Return canonical JSON; `from_json` of it gives an equal graph."""
@@ -78,14 +106,20 @@ class Graph:
         """Read a graph back, trusting nothing in it.
 
         Raises:
-            GraphError: the text is not JSON, or not a graph that `to_json` could have written.
+            GraphError: the text is not JSON, not a graph that `to_json` could have written, or too large.
         """
+        if not isinstance(text, str):
+            raise GraphError("a serialised graph is text", given=type(text).__name__)
+        if len(text) > MAX_TEXT:
+            raise GraphError("the graph is too large", given=f"{len(text)} characters", expected=f"<= {MAX_TEXT}")
         try:
             body = json.loads(text)
             if type(body["format"]) is not int or body["format"] != FORMAT:
                 raise GraphError("the graph has another format", given=body["format"], expected=FORMAT)
             if len(body["nodes"]) > MAX_NODES:
-                raise GraphError("the graph is too large", given=len(body["nodes"]), expected=f"<= {MAX_NODES}")
+                raise GraphError(
+                    "the graph is too large", given=f"{len(body['nodes'])} nodes", expected=f"<= {MAX_NODES}"
+                )
             nodes = tuple(_decode_node(index, *row) for index, row in enumerate(body["nodes"]))
             outputs = tuple(_decode_name(len(nodes), *pair) for pair in body["outputs"])
             names = tuple(_decode_name(len(nodes), *pair) for pair in body["names"])
@@ -171,15 +205,14 @@ class Builder:
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
-        self._index: dict[tuple[Node, str], int] = {}
+        self._index: dict[Node, int] = {}
 
     def _intern(self, node: Node) -> Expr:
         if isinstance(node.attr, float) and math.isnan(node.attr):
             raise GraphError("a constant is not a number", given=node.attr)
-        key = node, str(node.attr)  # the text keeps 0.0 and -0.0 apart
-        index = self._index.get(key)
+        index = self._index.get(node)
         if index is None:
-            index = self._index[key] = len(self.nodes)
+            index = self._index[node] = len(self.nodes)
             self.nodes.append(node)
         return Expr(self, index)
 
@@ -204,7 +237,7 @@ class Builder:
             return simpler
         if row.commutes:
             exprs.sort(key=lambda expr: expr.index)
-        return self._intern(Node(op, tuple(expr.index for expr in exprs), attr))
+        return self._intern(Node(op, tuple(expr.index for expr in exprs), None if attr is None else float(attr)))
 
     def copy(self, node: Node, args: Sequence[Expr]) -> Expr:
         """A node of another graph, on arguments of this one."""
@@ -212,7 +245,7 @@ class Builder:
             return self.leaf(str(node.attr))
         if node.op == "const":
             return self.const(float(node.attr))  # pyright: ignore[reportArgumentType]
-        return self.apply(node.op, *args, attr=None if node.attr is None else float(node.attr))
+        return self.apply(node.op, *args, attr=node.attr)  # pyright: ignore[reportArgumentType]
 
     def import_graph(self, graph: Graph, leaf: Callable[[str], Expr] | None = None) -> list[Expr]:
         """Copy a graph's nodes into this one; ``leaf`` may replace leaves. Returns one Expr per node."""
@@ -248,9 +281,9 @@ def _constant(expr: Expr) -> float | None:
 
 
 def _simplify(builder: Builder, op: str, args: list[Expr]) -> Expr | None:
-    """Exact rewrites only: none may change a value, a NaN or an infinity that the author asked for.
+    """Exact rewrites only: none may change a value, a NaN, an infinity or the sign of a zero.
 
-    Only the sign of a zero may change: ``x + 0`` is ``x``.
+    So ``x + 0`` stays, which makes 0 of -0; ``x - 0``, which is ``x + -0``, is ``x``.
     """
     values = [_constant(arg) for arg in args]
     if op in _FOLD and None not in values:
@@ -260,7 +293,9 @@ def _simplify(builder: Builder, op: str, args: list[Expr]) -> Expr | None:
             return None
         return None if math.isnan(folded) else builder.const(folded)
     match op, args, values:
-        case ("add", [x, _], [_, 0.0]) | ("add", [_, x], [0.0, _]) | ("sub", [x, _], [_, 0.0]):
+        case ("add", [x, _], [_, 0.0 as zero]) | ("add", [_, x], [0.0 as zero, _]) if math.copysign(1.0, zero) < 0:
+            return x
+        case ("sub", [x, _], [_, 0.0 as zero]) if math.copysign(1.0, zero) > 0:
             return x
         case ("mul", [x, _], [_, 1.0]) | ("mul", [_, x], [1.0, _]) | ("div", [x, _], [_, 1.0]):
             return x
@@ -284,6 +319,15 @@ _FOLD: dict[str, Callable[..., float]] = {
     "div": lambda x, y: x / y,
     "neg": lambda x: -x,
 }
+
+
+# Of an operation that is worth saving rather than doing again.
+_COSTLY = 25
+
+
+def is_name(text: str) -> bool:
+    """Whether Python would take a text for this very name: ``ﬁ`` it reads as ``fi``."""
+    return text.isidentifier() and unicodedata.normalize("NFKC", text) == text
 
 
 def _encode_attr(attr: str | float | None) -> Any:
@@ -312,7 +356,7 @@ def _decode_node(index: int, op: Any, args: Any, attr: Any) -> Node:
         raise GraphError(f"node {index} refers to nodes that do not come before it", given=args)
     if op == "leaf":
         kind, _, name = value.partition(".") if isinstance(value, str) else ("", "", "")
-        fits = not args and kind.isidentifier() and name.isidentifier()
+        fits = not args and is_name(kind) and is_name(name)
     elif op == "const":
         fits = not args and isinstance(value, float)
     else:
@@ -334,11 +378,12 @@ def _check_names(
 ) -> None:
     """Nothing is called the same twice, and the author's names are names, for they are shown."""
     leaves = [node.attr for node in nodes if node.op == "leaf"]
-    for what, found in (("leaf", leaves), ("output", [n for n, _ in outputs]), ("name", [n for n, _ in names])):
-        if len(set(found)) < len(found):
-            raise GraphError(f"a {what} occurs twice", given=found)
+    for what, called in (("leaf", leaves), ("output", [n for n, _ in outputs]), ("name", [n for n, _ in names])):
+        for name, count in Counter(called).most_common(1):
+            if count > 1:
+                raise GraphError(f"a {what} occurs twice", given=repr(name))
     for name, _ in names:
-        if not name.isidentifier():
+        if not is_name(name):
             raise GraphError("a node's name is not a name", given=repr(name))
 
 

@@ -1,7 +1,8 @@
 """A step's equations on paper (`equations`) and in a terminal (`plain`), printed from its graph.
 
 Each value that the author of the cell gave a name has a line, and so has each state. A value without a
-name is written where it is used; if that would repeat costly or long work, it gets a name of its own.
+name is written where it is used; if that would repeat costly or long work, or nest deeper than anybody reads,
+it gets a name of its own.
 Gate k's two shares are x_t W_ik + b_ik and h_{t-1} W_hk + b_hk, in the names of ``torch.nn``; h stands for
 the first state.
 """
@@ -23,6 +24,8 @@ Text = tuple[str, int]
 # An expression without a name that is used more than once is written out up to this weight.
 _LIGHT = 8
 _SHARE_WEIGHT = 4
+# Beyond this weight it gets a name however often it is used: nobody reads longer lines, and readers of LaTeX recurse.
+_HEAVY = 48
 
 
 def equations(graph: Graph) -> list[str]:
@@ -134,7 +137,7 @@ def _symbols(graph: Graph, style: _Style) -> dict[int, str]:
     weights: list[int] = []
     for index, node in enumerate(graph.nodes):
         weight = _own_weight(node) + sum(weights[arg] for arg in node.args)
-        if uses[index] > 1 and weight > _LIGHT and index not in symbols:
+        if weight > (_LIGHT if uses[index] > 1 else _HEAVY) and index not in symbols:
             symbols[index] = style.variable(next(spare))
         weights.append(1 if index in symbols else weight)
     return symbols

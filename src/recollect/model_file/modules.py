@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from recollect.errors import ModelFileError
 from recollect.model_file.container import read_model, require_kind, write_model
+from recollect.model_file.kept import check_kept
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,12 +22,18 @@ if TYPE_CHECKING:
 def save(module: nn.Module, path: str | os.PathLike[str]) -> None:
     """Save a layer of ours, or a ``torch.nn.Sequential`` of ours and ``torch.nn.Linear``.
 
-    Weights, sizes, dtypes, frozen parameters and the train or eval mode are kept; the device, hooks and
-    gradients are not. A cell of your own travels as its graph. (A recurrent layer returns a tuple, so a
-    ``Sequential`` that holds one is a container here: the code that calls its layers stays yours.)
+    All arguments of the layers, weights, dtypes, frozen parameters and the train or eval mode are kept; the
+    device, gradients, compilation and what hooks do to a ``state_dict`` are not. A cell of your own travels as
+    its graph. (A recurrent layer returns a tuple, so a ``Sequential`` that holds one is a container here: the
+    code that calls its layers stays yours.) A file has no code in it, so what else was put on a layer is
+    refused where it takes part in what the layer computes (parametrisations, pruning, buffers, further
+    modules, a ``forward`` of its own), and named in a warning where it need not (hooks of calls, attributes).
+
+    Warns:
+        UserWarning: names the hooks and attributes that are left out.
 
     Raises:
-        ModelFileError: another kind of module, or weights that two layers share.
+        ModelFileError: another kind of module, weights that two layers share, or something that a file cannot keep.
         OSError: ``path`` cannot be written.
     """
     header, tensors = pack_module(module)
@@ -50,11 +58,11 @@ def pack_module(module: nn.Module) -> tuple[dict[str, Any], dict[str, np.ndarray
     """Return the header keys ``module``, ``frozen`` and ``bfloat16``, and the tensors, of a model file.
 
     Raises:
-        ModelFileError: a kind of module that ``save`` does not take, or weights that two layers share.
+        ModelFileError: a kind of module that ``save`` does not take, weights that two layers share, or something
+            that a file cannot keep.
     """
     import torch
 
-    spec = _describe(module, "the module")
     parameters = dict(module.named_parameters(remove_duplicate=False))
     if len({id(parameter) for parameter in parameters.values()}) < len(parameters):
         raise ModelFileError(
@@ -62,15 +70,21 @@ def pack_module(module: nn.Module) -> tuple[dict[str, Any], dict[str, np.ndarray
             given=f"{type(module).__name__} with {len(parameters)} parameter names",
             expected="a weight of its own for each name",
         )
-    state = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
     try:
+        spec = _describe(module, "the module")
         with torch.device("meta"):
-            _check_tensors(_build(spec, len(state)).state_dict(), state)
-    except ValueError as error:
+            made = _build(spec)
+        check_kept(module, made)
+        given = module.state_dict()
+        _check_tensors(made.state_dict(), given)
+    except ModelFileError:
+        raise
+    except (TypeError, ValueError) as error:
         raise ModelFileError(
             "the module's weights are no longer those it was made with, so it could not be loaded again",
             given=str(error),
         ) from error
+    state = {name: tensor.detach().cpu() for name, tensor in given.items()}
     header = {
         "module": spec,
         "frozen": sorted(name for name, parameter in parameters.items() if not parameter.requires_grad),
@@ -93,9 +107,11 @@ def unpack_module(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) 
     try:
         # Nothing is allocated on the meta device, whatever sizes the header claims.
         with torch.device("meta"):
-            module = _build(header["module"], len(tensors))
+            module = _build(header["module"], "", tensors)
         loaded = {name: torch.from_numpy(array) for name, array in tensors.items()}
         for name in header["bfloat16"]:
+            if loaded[name].dtype != torch.int16:
+                raise ValueError(f"{name} holds {loaded[name].dtype}, not the bits of bfloat16")
             loaded[name] = loaded[name].view(torch.bfloat16)
         _check_tensors(module.state_dict(), loaded)
         module.load_state_dict(loaded, assign=True)
@@ -111,7 +127,7 @@ def unpack_module(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) 
 
 
 # The constructor arguments that a file keeps for each kind of layer, and their types.
-_RECURRENT = {
+_RECURRENT: dict[str, type | tuple[type, ...]] = {
     "input_size": int,
     "hidden_size": int,
     "num_layers": int,
@@ -122,8 +138,9 @@ _RECURRENT = {
     "recurrent_dropout": float,
     "zoneout": list,
     "learned_initial_state": bool,
+    "checkpoint": (int, str, NoneType),
 }
-_ARGUMENTS: dict[str, dict[str, type]] = {
+_ARGUMENTS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "RNN": {**_RECURRENT, "nonlinearity": str},
     "LSTM": {**_RECURRENT, "proj_size": int},
     "GRU": _RECURRENT,
@@ -133,7 +150,7 @@ _ARGUMENTS: dict[str, dict[str, type]] = {
 
 
 # Files of the first version do not say these; the layers then have what their constructors say.
-_MAY_BE_UNSAID = {"recurrent_dropout", "zoneout", "learned_initial_state", "proj_size"}
+_MAY_BE_UNSAID = {"recurrent_dropout", "zoneout", "learned_initial_state", "proj_size", "checkpoint"}
 
 
 def check_arguments(kind: str, values: Mapping[str, Any]) -> None:
@@ -143,9 +160,28 @@ def check_arguments(kind: str, values: Mapping[str, Any]) -> None:
         KeyError: there is no such kind of layer.
         ValueError: they are not those of this kind.
     """
-    expected = {key: cast for key, cast in _ARGUMENTS[kind].items() if key in values or key not in _MAY_BE_UNSAID}
-    if {key: type(value) for key, value in values.items()} != expected:
+    expected = {key: types for key, types in _ARGUMENTS[kind].items() if key in values or key not in _MAY_BE_UNSAID}
+    exact = values.keys() == expected.keys() and all(
+        type(value) in (types if isinstance(types := expected[key], tuple) else (types,))
+        for key, value in values.items()
+    )
+    if not exact:
         raise ValueError(f"the arguments of {kind} are {', '.join(expected)}, not {values}")
+
+
+# Every tensor and layer has its whole path in its name.
+_LONGEST_PATH = 1_000
+
+
+def below(prefix: str, name: str) -> str:
+    """The prefix of the names of all that is in a layer of a ``Sequential``.
+
+    Raises:
+        ValueError: it is longer than a path can be.
+    """
+    if len(prefix) + len(name) > _LONGEST_PATH:
+        raise ValueError(f"the layers nest too deep, or their names are too long: {prefix[:100]}...")
+    return f"{prefix}{name}."
 
 
 def _layer_classes() -> dict[str, type[nn.Module]]:
@@ -162,17 +198,29 @@ def _layer_classes() -> dict[str, type[nn.Module]]:
     }
 
 
-def _describe(module: nn.Module, place: str) -> dict[str, Any]:
+def _describe(module: nn.Module | None, place: str) -> dict[str, Any]:
     """The constructor call of a module, as JSON. Exact types only: a subclass may compute anything."""
     import torch
+    from torch.nn.utils import parametrize
 
+    if module is None:
+        raise ModelFileError(f"{place} is missing", given="None", expected="a layer", remedy="leave it out")
+    if parametrize.is_parametrized(module):
+        names = ", ".join(module.parametrizations)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        raise ModelFileError(
+            f"{place} computes weights from others, with code that a file cannot keep",
+            given=f"parametrizations of {names}",
+            expected="weights alone",
+            remedy="torch.nn.utils.parametrize.remove_parametrizations(layer, name), which keeps what they compute",
+        )
     spec: dict[str, Any] = {"training": module.training}
     if type(module) is torch.nn.Sequential:
-        layers = [[name, _describe(layer, f"layer {name!r}")] for name, layer in module.named_children()]
+        # Not by named_children, which leaves out what is there twice.
+        layers = [[name, _describe(layer, f"layer {name!r}")] for name, layer in module._modules.items()]
         return {**spec, "type": "Sequential", "layers": layers}
     for name, kind in _layer_classes().items():
         if type(module) is kind:
-            values = {key: _argument(module, key, cast) for key, cast in _ARGUMENTS[name].items()}
+            values = {key: _argument(module, key, types) for key, types in _ARGUMENTS[name].items()}
             cell = getattr(module, "cell", None)
             return {
                 **spec,
@@ -189,10 +237,11 @@ def _describe(module: nn.Module, place: str) -> dict[str, Any]:
     )
 
 
-def _argument(module: nn.Module, key: str, cast: type) -> Any:
+def _argument(module: nn.Module, key: str, types: type | tuple[type, ...]) -> Any:
     value = getattr(module, key)
-    # A Linear's bias is a tensor or None, ours a truth value.
-    return value is not None and value is not False if key == "bias" else cast(value)
+    if key == "bias":  # a Linear's is a tensor or None, ours a truth value
+        return value is not None and value is not False
+    return value if isinstance(types, tuple) else types(value)
 
 
 def _describe_cell(cell: Cell) -> dict[str, str]:
@@ -200,25 +249,35 @@ def _describe_cell(cell: Cell) -> dict[str, str]:
     return {"name": cell.name, **names, "graph": cell.graph.to_json()}
 
 
-def _build(spec: dict[str, Any], tensor_count: int) -> nn.Module:
+def _build(spec: dict[str, Any], prefix: str = "", names: Collection[str] | None = None) -> nn.Module:
+    """The module that a description says, if its layers have their weights among the names of tensors, where given."""
     import torch
 
     values = dict(spec)
     kind, training = values.pop("type"), values.pop("training")
+    if type(training) is not bool:
+        raise ValueError(f"the mode of {prefix or 'the module'} is {training!r}, neither true nor false")
     if kind == "Sequential":
-        module = torch.nn.Sequential()
-        for name, layer in values.pop("layers"):
-            module.add_module(name, _build(layer, tensor_count))
+        module, layers = torch.nn.Sequential(), values.pop("layers")
+        if values:
+            raise ValueError(f"a Sequential has layers, not {sorted(values)}")
+        for name, layer in layers:
+            if name in module._modules:
+                raise ValueError(f"two layers are called {prefix}{name}")
+            module.add_module(name, _build(layer, below(prefix, name), names))
     else:
         cell = values.pop("cell", None)
         check_arguments(kind, values)
-        # Each layer of a recurrent module has tensors of its own, so more layers than tensors is a lie.
-        if values.get("num_layers", 1) > tensor_count:
-            raise ValueError(f"{values['num_layers']} layers but only {tensor_count} tensors")
+        # Before anything is made: what a header claims takes no longer than the tensors that it came with.
+        weights = ["weight"] if kind == "Linear" else (f"weight_ih_l{layer}" for layer in range(values["num_layers"]))
+        if names is not None:
+            for name in weights:
+                if f"{prefix}{name}" not in names:
+                    raise ValueError(f"there is no tensor {prefix}{name}")
         arguments = (_build_cell(cell),) if kind == "Recurrent" else ()
         module = _layer_classes()[kind](*arguments, **values)
     for part in (module,) if kind == "Sequential" else module.modules():
-        part.training = bool(training)
+        part.training = training
     return module
 
 
@@ -233,12 +292,23 @@ def _build_cell(spec: dict[str, str]) -> Cell:
 
 
 def _check_tensors(expected: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Compare names and shapes before any layer is filled, and refuse dtypes that cannot be weights."""
+    """Compare names and shapes before any layer is filled, and refuse dtypes that cannot be a layer's weights."""
+    import torch
+
     missing, extra = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
     if missing or extra:
         raise ValueError(f"tensors missing: {missing}, tensors without a layer: {extra}")
+    dtypes: dict[str, set[Any]] = {}
     for name, tensor in given.items():
         if tensor.shape != expected[name].shape:
             raise ValueError(f"{name} has shape {list(tensor.shape)}, its layer {list(expected[name].shape)}")
-        if not tensor.is_floating_point():
+        if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
             raise ValueError(f"{name} holds {tensor.dtype}, which is no dtype of weights")
+        if tensor.is_meta or tensor.layout != torch.strided:
+            raise ValueError(f"{name} holds no numbers that could be written: {tensor.layout} on {tensor.device}")
+        dtypes.setdefault(name.rpartition(".")[0], set()).add(tensor.dtype)
+    for layer, several in dtypes.items():
+        if len(several) > 1:
+            raise ValueError(
+                f"the weights of {layer or 'the layer'} are of several dtypes: {sorted(map(str, several))}"
+            )

@@ -16,7 +16,7 @@ from recollect.errors import InputError, ModelFileError, NotYetError
 from recollect.graph.declaration import check_graph, declared_names
 from recollect.graph.graph import Builder, Graph
 from recollect.model_file.container import read_model, require_kind
-from recollect.model_file.modules import check_arguments
+from recollect.model_file.modules import below, check_arguments
 
 _DTYPES = ("float32", "float64")
 
@@ -113,7 +113,8 @@ def read(path: str | os.PathLike[str]) -> Model:
 def _model(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Model:
     if not tensors:
         raise InputError("the model has no layers", given="an empty Sequential", expected="at least one layer")
-    found = sorted({"bfloat16" if name in header["bfloat16"] else tensors[name].dtype.name for name in tensors})
+    rounded = set(header["bfloat16"])
+    found = sorted({"bfloat16" if name in rounded else tensors[name].dtype.name for name in tensors})
     if len(found) != 1 or found[0] not in _DTYPES:
         raise InputError(
             "a stepper has numbers of one dtype", given=", ".join(found), expected=" or ".join(_DTYPES),
@@ -123,11 +124,11 @@ def _model(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Mode
     layers = tuple(_layers(header["module"], "", left, len(tensors)))
     if left:
         raise ValueError(f"tensors without a layer: {sorted(left)}")
-    for below, above in pairwise(layers):
-        if below.hidden != above.inputs:
+    for lower, upper in pairwise(layers):
+        if lower.hidden != upper.inputs:
             raise InputError(
                 "the layers do not follow on each other",
-                given=f"{below.hidden} features, then a layer for {above.inputs}",
+                given=f"{lower.hidden} features, then a layer for {upper.inputs}",
                 expected="each layer takes what the one before it gives",
                 remedy="save the part of the model that runs in this order",
             )  # fmt: skip
@@ -140,8 +141,8 @@ def _layers(spec: Mapping[str, Any], prefix: str, left: dict[str, np.ndarray], m
     values = dict(spec)
     kind, _ = values.pop("type"), values.pop("training")
     if kind == "Sequential":
-        for name, each in values.pop("layers"):
-            yield from _layers(each, f"{prefix}{name}.", left, most)
+        for name, layer in values.pop("layers"):
+            yield from _layers(layer, below(prefix, name), left, most)
         return
     cell = values.pop("cell", None)
     check_arguments(kind, values)

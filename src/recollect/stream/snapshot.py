@@ -15,7 +15,8 @@ bytes           content
 the last 32     SHA-256 of all bytes before
 ==============  =======================================================================================
 
-The checksum finds damage; it does not prove who wrote the bytes.
+A model of linear layers alone remembers nothing, so B and the axes are 0 there too. The checksum finds damage; it does
+not prove who wrote the bytes.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ _AGAIN = "restore another snapshot of this model, or start with reset()"
 
 def pack(model: Model, count: int, axes: int, states: Sequence[np.ndarray]) -> bytes:
     """The bytes of the states [B, H] of ``count`` streams."""
+    if not states:  # nothing goes on, and the number of streams could not be checked against anything
+        count = axes = 0
     head = _HEAD.pack(_MAGIC, VERSION, model.dtype.itemsize, model.fingerprint, count, axes)
     kind = model.dtype.newbyteorder("<")
     body = b"".join([head, *(state.astype(kind, copy=False).tobytes() for state in states)])
@@ -75,13 +78,14 @@ def unpack(model: Model, data: bytes) -> tuple[int, int, list[np.ndarray]]:
         )  # fmt: skip
     hidden = [layer.hidden for layer in model.layers if layer.remembers for _ in layer.initial]
     known = (count, axes) == (0, 0) or (count > 0 and axes == 2) or (count, axes) == (1, 1)
+    known &= bool(hidden) or count == 0
     if not known or size != model.dtype.itemsize or len(body) != _HEAD.size + size * count * sum(hidden):
         raise InputError(
             "the snapshot does not hold what it says", given=f"{count} streams of {len(body)} bytes", remedy=_AGAIN
         )
     states, start = [], _HEAD.size
-    for each in hidden:
-        numbers = np.frombuffer(body, model.dtype.newbyteorder("<"), count * each, start)
-        states.append(numbers.reshape(count, each))
+    for width in hidden:
+        numbers = np.frombuffer(body, model.dtype.newbyteorder("<"), count * width, start)
+        states.append(numbers.reshape(count, width))
         start += numbers.nbytes
     return count, axes, states

@@ -148,6 +148,8 @@ class Stepper:
     def restore(self, data: bytes) -> None:
         """Go on from a snapshot: with its number of streams, whatever it was before, and what they remembered.
 
+        A model of linear layers alone remembers nothing: the next step then fixes the number of streams.
+
         Args:
             data: what `snapshot` returned, for this model.
 

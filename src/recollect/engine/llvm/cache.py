@@ -1,13 +1,14 @@
 """Compiled kernels on disk: what was compiled once is not compiled again by the next process.
 
-A file is ``MAGIC``, the key [32], the SHA-256 of the payload [32] and the payload. Its name is the key,
-which is a hash of all that decides the payload, so an entry is never out of date and two processes that
-write it at once write the same.
+A file is ``MAGIC``, the name [32], the HMAC-SHA256 [32] of all the rest under a key of the user's own
+(`secret`), and the payload. The name is a hash of all that decides the payload, so an entry is never out of
+date and two processes that write it at once write the same. Native code is run from it, and whoever can
+write into the directory without having the key must not get code of theirs to run: an entry counts only if
+its HMAC does. A directory or a file that somebody else could have written is not even read; a directory like
+that is said once, because its owner can put it right.
 
 Nothing here is ever fatal, and a disk that is full, read-only or absent is not even worth a warning: the
-numbers are the same, and containers without a home are common. Native code is run from it, so a directory
-or a file that somebody else could have written is not read; a directory like that is said once, because
-its owner can put it right.
+numbers are the same, and containers without a home are common.
 
 ``RECOLLECT_CACHE_DIR`` names the directory; empty, ``0`` or ``off`` means none. Without it the directory
 is ``recollect`` in ``XDG_CACHE_HOME``, or else in ``~/.cache``.
@@ -16,6 +17,7 @@ is ``recollect`` in ``XDG_CACHE_HOME``, or else in ``~/.cache``.
 from __future__ import annotations
 
 import hashlib
+import hmac
 import os
 import re
 import shutil
@@ -30,13 +32,14 @@ import llvmlite.binding as llvm
 
 from recollect import __version__
 from recollect._files import write_atomically
+from recollect.engine.llvm import secret
 
-MAGIC = b"RECKERN1"
+MAGIC = b"RECKERN2"
 LIMIT = 256 * 2**20  # bytes; beyond, what was not used for longest goes
 
 _OURS = re.compile(r"\.?[0-9a-f]{64}\.kernel(\.\w+\.tmp)?")  # an entry, or one that was never finished
 _DIGEST = hashlib.sha256().digest_size
-_said: set[Path] = set()
+_said: set[str] = set()
 
 
 def _writer() -> str | None:
@@ -85,17 +88,18 @@ def key(*content: object) -> str:
 
 
 def load(key: str) -> bytes | None:
-    """The payload that was stored under a key; None where there is none, or none that is whole and ours."""
+    """The payload that was stored under a key; None where there is none, or none that this user's processes wrote."""
     folder = directory()
     if folder is None:
         return None
     with suppress(OSError):
-        if not _is_safe(folder):
+        own = _own_key(folder, create=False)
+        if own is None:
             return None
         data = _read(folder / f"{key}.kernel")
-        head = MAGIC + bytes.fromhex(key)
-        payload = data[len(head) + _DIGEST :]
-        if data == head + hashlib.sha256(payload).digest() + payload:
+        start = len(MAGIC) + 2 * _DIGEST
+        payload = data[start:]
+        if hmac.compare_digest(data[:start], _head(own, key, payload)):
             with suppress(OSError):
                 os.utime(folder / f"{key}.kernel")  # used now: the last to go
             return payload
@@ -109,14 +113,22 @@ def store(key: str, payload: bytes) -> None:
         return
     with suppress(OSError):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not _is_safe(folder):
+        own = _own_key(folder, create=True)
+        if own is None:
             return
         path = folder / f"{key}.kernel"
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        data = MAGIC + bytes.fromhex(key) + hashlib.sha256(payload).digest() + payload
-        write_atomically(path, data, private=True)
+        write_atomically(path, _head(own, key, payload) + payload, private=True)
         _trim(folder)
+
+
+def _head(own: bytes, key: str, payload: bytes) -> bytes:
+    """What stands before a payload; only who has the user's own key can write it."""
+    named = MAGIC + bytes.fromhex(key)
+    proof = hmac.new(own, named, hashlib.sha256)
+    proof.update(payload)
+    return named + proof.digest()
 
 
 def clear() -> None:
@@ -132,21 +144,36 @@ def clear() -> None:
                     os.unlink(entry)
 
 
-def _is_safe(folder: Path) -> bool:
-    """Whether nobody but this user can put code into the directory."""
-    found = folder.stat()
-    if not _others_may_write(found):
-        return True
-    if folder not in _said:
-        _said.add(folder)
-        foreign = found.st_uid != os.geteuid()
-        reason = f"belongs to user {found.st_uid}" if foreign else f"has mode {stat.S_IMODE(found.st_mode):o}"
-        warnings.warn(
+def _own_key(folder: Path, *, create: bool) -> bytes | None:
+    """The key that proves entries of the directory to be this user's; None where nobody else can be ruled out.
+
+    Raises:
+        OSError: the directory is not there, or the key can neither be read nor made.
+    """
+    status = folder.stat()
+    if _others_may_write(status):
+        foreign = status.st_uid != os.geteuid()
+        reason = f"belongs to user {status.st_uid}" if foreign else f"has mode {stat.S_IMODE(status.st_mode):o}"
+        _say(
             f"recollect keeps no compiled kernels in {folder}, which {reason}: others can put native code there; "
-            "make it a directory of your own with mode 700, or name one in RECOLLECT_CACHE_DIR",
-            stacklevel=2,
+            "make it a directory of your own with mode 700, or name one in RECOLLECT_CACHE_DIR"
         )
-    return False
+        return None
+    try:
+        return secret.key(folder, create=create)
+    except secret.UnsafeError as problem:
+        _say(
+            f"recollect keeps no compiled kernels: {problem}; delete it, or let XDG_STATE_HOME name a directory of "
+            "your own, outside of that of the kernels"
+        )
+        return None
+
+
+def _say(problem: str) -> None:
+    """Warn once of what the owner can put right."""
+    if problem not in _said:
+        _said.add(problem)
+        warnings.warn(problem, stacklevel=2)
 
 
 def _others_may_write(found: os.stat_result) -> bool:

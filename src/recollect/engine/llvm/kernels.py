@@ -50,6 +50,7 @@ class Kernels:
             host().check_bfloat16()  # a graph may have been traced on another machine
         self.plan = make_plan(graph, gates, states, vectors, variant)
         self.dtype, self._bfloat16 = dtype, variant.bfloat16
+        # Without what the author called the nodes: that shows in the plan's activations, in no kernel.
         self._content = (graph.key, gates, states, vectors, dtype, variant)
         self._functions: dict[tuple[object, ...], Function] = {}
 
@@ -108,8 +109,8 @@ def kernels_for(
     dtype: str,
     variant: Variant,
 ) -> Kernels:
-    """The kernels of a cell; the graph's content is the key, so equal names never collide."""
-    key = (graph.key, gates, states, vectors, dtype, variant)
+    """The kernels of a cell; equal graphs share them, whatever their cells are called."""
+    key = (graph, gates, states, vectors, dtype, variant)
     found = _CACHE.get(key)
     if found is None:
         found = _CACHE.setdefault(key, Kernels(graph, gates, states, vectors, dtype, variant))

@@ -92,7 +92,7 @@ def _nan_to_num(x: Any, nan: float | None = None, posinf: float | None = None, n
     if posinf is None or neginf is None:
         raise LookupError("give posinf= and neginf=: by default they are the largest numbers of one dtype")
     x = where(apply("eq", x, math.inf), posinf, where(apply("eq", x, -math.inf), neginf, x))
-    return where(_is_nan(x), nan or 0.0, x)
+    return where(_is_nan(x), 0.0 if nan is None else nan, x)
 
 
 def _heaviside(x: Any, value: Any) -> Any:
