@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +16,7 @@ import recollect
 NAMES = {
     "recollect": """
         Forecaster __version__ cell cells clip_by_global_norm clip_by_value convert datasets detach_state diagnose
-        errors load nn release_buffers save set_backend set_precision stream tbptt training
+        diagnosis errors load nn release_buffers save set_backend set_precision stream tbptt training
     """,
     "recollect.nn": "GRU GRUCell LSTM LSTMCell RNN RNNCell Recurrent convert init",
     "recollect.cells": "cifg_lstm gru lstm mgu peephole_lstm rnn_relu rnn_tanh slstm",
@@ -76,7 +80,19 @@ def test_an_unknown_name_is_answered_with_the_names_there_are():
         from recollect import nothing_of_that_name  # noqa: F401
 
 
-@pytest.mark.parametrize("name", ["SequenceClassifier"])
+@pytest.mark.parametrize("name", ["SequenceClassifier", "SequenceRegressor", "SequenceTagger", "export", "lab"])
 def test_what_is_promised_and_not_there_says_so(name):
     with pytest.raises(AttributeError, match=r"not built yet; until then use \w"):
         getattr(recollect, name)
+
+
+def test_modules_with_a_page_in_the_reference_need_no_import_of_their_own():
+    text = (Path(__file__).parents[1] / "docs" / "reference.py").read_text(encoding="utf-8")
+    pages = set(re.findall(r'"recollect\.(\w+)"', text))
+    assert pages
+    assert pages <= set(recollect.__all__)
+
+
+def test_diagnosis_is_there_after_import_recollect_alone():
+    code = "import recollect, sys; assert 'torch' not in sys.modules; recollect.diagnosis.Probe"
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

@@ -21,6 +21,7 @@ _HOME = {
     "datasets": "recollect.datasets",
     "detach_state": "recollect.training",
     "diagnose": "recollect.diagnosis",
+    "diagnosis": "recollect.diagnosis",
     "errors": "recollect.errors",
     "Forecaster": "recollect.estimators",
     "load": "recollect.model_file",
@@ -45,6 +46,7 @@ __all__ = [
     "datasets",
     "detach_state",
     "diagnose",
+    "diagnosis",
     "errors",
     "load",
     "nn",
@@ -58,7 +60,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from recollect import cells, datasets, errors, nn, stream, training
+    from recollect import cells, datasets, diagnosis, errors, nn, stream, training
     from recollect.cells.cell import cell
     from recollect.diagnosis import diagnose
     from recollect.engine.buffers import release_buffers
@@ -73,6 +75,10 @@ if TYPE_CHECKING:
 # Promised, and not there yet: name -> what to use until then.
 _LATER = {
     "SequenceClassifier": "recollect.nn.LSTM and a torch.nn.Linear, as in examples/digits_by_rows.py",
+    "SequenceRegressor": "recollect.nn.LSTM and a torch.nn.Linear, as in examples/custom_cell.py",
+    "SequenceTagger": "recollect.nn.LSTM and a torch.nn.Linear on every step, as in examples/sine_to_cosine.py",
+    "export": "torch.export.export(layer, ...), which takes our layers, or recollect.save and recollect.stream",
+    "lab": "the programs in examples/, such as examples/error_surface.py",
 }
 
 

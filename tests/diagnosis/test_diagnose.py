@@ -2,6 +2,7 @@
 
 import copy
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 import recollect
+from recollect.diagnosis.runs.twin import apart_from_the_caller
 from recollect.errors import InputError
 
 
@@ -311,3 +313,24 @@ class TestBadInput:
 
         with pytest.raises(InputError, match="returned no tensor"):
             recollect.diagnose(Odd(), torch.randn(2, 5, 2))
+
+
+def test_two_threads_that_look_at_the_same_time_leave_the_default_dtype():
+    inside, first_left = threading.Barrier(2), threading.Event()
+    seen = []
+
+    def look(*, leaves_first):
+        with apart_from_the_caller(nn.Linear(1, 1)):
+            inside.wait(30)
+            if not leaves_first:
+                first_left.wait(30)
+            seen.append(torch.zeros(()).dtype)
+        first_left.set()
+
+    threads = [threading.Thread(target=look, kwargs={"leaves_first": first}) for first in (True, False)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [torch.float64] * 2
+    assert torch.get_default_dtype() is torch.float32

@@ -363,7 +363,7 @@ def test_set_precision_is_a_function_and_a_context():
 def test_an_unknown_precision_is_named_and_changes_nothing(name):
     with pytest.raises(InputError, match="float32, bfloat16"):
         recollect.set_precision(name)
-    assert precision._chosen == "float32"
+    assert precision._precision.name() == "float32"
 
 
 def test_a_machine_without_it_refuses(monkeypatch):
@@ -373,7 +373,7 @@ def test_a_machine_without_it_refuses(monkeypatch):
     assert caught.value.given == HOST.cpu
     assert "AVX512-BF16" in str(caught.value)
     assert 'set_precision("float32")' in str(caught.value)
-    assert precision._chosen == "float32"
+    assert precision._precision.name() == "float32"
     # As does a graph that was traced on another one.
     monkeypatch.setattr(kernels, "_CACHE", {})
     cell = cells.lstm

@@ -146,7 +146,7 @@ def test_set_backend_is_a_function_and_a_context():
         assert layer.backend_for(x).startswith("llvm")
         with recollect.set_backend("auto"):
             pass
-        assert dispatch._forced == "llvm"
+        assert dispatch._backend.name() == "llvm"
     assert layer.backend_for(x).startswith("reference")
     with pytest.raises(KeyError), recollect.set_backend("llvm"):
         raise KeyError
@@ -157,14 +157,14 @@ def test_set_backend_is_a_function_and_a_context():
 def test_an_unknown_backend_is_named_and_changes_nothing(name):
     with pytest.raises(InputError, match="auto, reference, llvm"):
         recollect.set_backend(name)
-    assert dispatch._forced == "auto"
+    assert dispatch._backend.name() == "auto"
 
 
 @pytest.mark.parametrize("name", ["triton"])
 def test_a_backend_to_come_is_said_to_be(name):
     with pytest.raises(NotYetError, match=name):
         recollect.set_backend(name)
-    assert dispatch._forced == "auto"
+    assert dispatch._backend.name() == "auto"
 
 
 def test_a_forced_backend_that_cannot_serve_is_an_error():

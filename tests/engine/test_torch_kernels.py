@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+import warnings
+
 import pytest
 import torch
 
 import recollect
 from recollect import cells, nn
+from recollect.engine import torch_kernels
 from tolerances import GRADIENT, VALUE, assert_equal
 
 LENGTHS = {"dense": None, "lengths": (3, 0, 6, 1, 5), "no row reaches the end": (3, 1, 2, 2, 1), "none": (0,) * 5}
@@ -69,3 +73,21 @@ def test_a_standard_cell_on_a_gpu_goes_to_torch():
     y, _ = layer(x.cuda())
     y.sum().backward()  # also in eval mode: see test_backward_in_eval_mode
     assert_equal(y.cpu(), layer.cpu()(x)[0])
+
+
+def test_two_threads_leave_the_filters_of_warnings_as_they_were():
+    """They are the process's: of two blocks that overlap the last one would put back what the other had set."""
+    before, began, go_on = list(warnings.filters), threading.Event(), threading.Event()
+
+    def other():
+        with torch_kernels._quiet():
+            began.set()
+            go_on.wait(30)
+
+    thread = threading.Thread(target=other)
+    with torch_kernels._quiet():
+        thread.start()
+        began.wait(0.2)  # where it may begin at all
+    go_on.set()
+    thread.join()
+    assert warnings.filters == before

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import doctest
 import functools
+import json
 import linecache
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +17,7 @@ import pytest
 import torch
 
 DOCS = Path(__file__).parents[2] / "docs"
+README = DOCS.parent / "README.md"
 PAGES = sorted(DOCS.glob("*.md"))
 
 pytestmark = pytest.mark.filterwarnings(
@@ -102,3 +107,44 @@ def test_links_lead_somewhere(page):
 def test_a_wrong_quotation_is_found():
     assert matches("a; given: b, c; remedy: d", "a;\n  given: ...; remedy: d")
     assert not matches("a; given: b; remedy: e", "a; given: ...; remedy: d")
+
+
+# Torch takes long to import, so one interpreter does it, and each block runs in a copy of that one.
+IN_PROCESSES_OF_THEIR_OWN = """
+import json, os, sys, traceback
+import torch
+
+assert not any(name.partition(".")[0] == "recollect" for name in sys.modules)
+failures = []
+for name, source in json.load(sys.stdin):
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        try:
+            exec(compile(source, name, "exec"), {"__name__": "__main__"})
+        except BaseException:
+            os.write(writing, traceback.format_exc().encode()[-4000:])
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, encoding="utf-8") as said:
+        failures.append(said.read())
+    _, status = os.wait()
+    failures[-1] += f"ended with status {status}" if status else ""
+json.dump(failures, sys.stdout)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="copies of an interpreter are made by fork")
+def test_each_block_of_the_readme_runs_on_its_own(tmp_path):
+    """Somebody copies one of them, not those above it too."""
+    sources = [
+        (f"<README.md, block at line {block.line}>", "\n" * block.line + block.text)
+        for block in blocks(README)
+        if block.kind == "python"
+    ]
+    assert len(sources) >= 4
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", IN_PROCESSES_OF_THEIR_OWN],
+        input=json.dumps(sources), capture_output=True, encoding="utf-8", cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == [""] * len(sources)

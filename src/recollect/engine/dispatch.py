@@ -18,6 +18,7 @@ from recollect.engine.layout import Layout
 from recollect.engine.memory import check_memory
 from recollect.engine.plan import Variant
 from recollect.engine.reference import PLAIN, Direction, Weights
+from recollect.engine.settings import Chooser, Setting, as_traced
 from recollect.engine.watched import Watched
 from recollect.errors import BackendError, InputError, NotYetError
 
@@ -29,7 +30,7 @@ _SERVES = {
     "torch": "lstm, gru, rnn_tanh or rnn_relu, without resets, return_states, recurrent_dropout or zoneout",
 }
 
-_forced = "auto"
+_backend = Setting("backend", "auto")
 _warned = False
 
 # Label of a layer and direction -> the tap of its loop, or None.
@@ -60,8 +61,12 @@ class Choice:
         return f"{self.name}: {self.why}"
 
 
-class set_backend:  # noqa: N801  (used as a function; an object only so that `with` can undo it)
-    """Choose the backend of all layers in this process, or of a ``with`` block.
+class set_backend(Chooser):  # noqa: N801  (used as a function; an object so that `with` can take it)
+    """Choose the backend of all layers in this process, or of a ``with`` block alone.
+
+    A block counts in its own thread or async task, before what the process has chosen, until it ends: a plain call
+    inside of it shows afterwards, and threads that are started inside of it do as the process does, unless Python
+    hands its context on to them (``asyncio.to_thread``). As a decorator it makes a block of each call of a function.
 
     A backward pass uses what its forward pass chose.
 
@@ -81,20 +86,14 @@ class set_backend:  # noqa: N801  (used as a function; an object only so that `w
         ...     y, state = layer(x)
     """
 
+    _setting = _backend
+
     def __init__(self, name: str) -> None:
-        global _forced
         if name not in BACKENDS:
             raise InputError("there is no such backend", given=repr(name), expected=", ".join(BACKENDS))
         if name in _LATER:
             raise NotYetError(f"backend {name!r} is not built yet", remedy='use "auto", "llvm", "torch" or "reference"')
-        self._before, _forced = _forced, name
-
-    def __enter__(self) -> set_backend:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        global _forced
-        _forced = self._before
+        super().__init__(name)
 
 
 @contextmanager
@@ -172,24 +171,25 @@ def _choose(
 ) -> Choice:
     if (attention := _attention.get()) is not None and attention.listener is not None:
         return Choice("reference", "a diagnosis is listening")
-    if _forced == "reference":
+    forced = _backend.name()
+    if forced == "reference":
         return Choice("reference", 'chosen with set_backend("reference")')
     foreign = autograd.foreign_parameter(parameters)
     obstacles: dict[str, str | None] = {
         "llvm": "a projected output (proj_size)" if projected else autograd.obstacle(x) or foreign,
         "torch": torch_kernels.obstacle(cell, x, variant, projected=projected) or foreign,
     }
-    if _forced != "auto" and obstacles[_forced] is not None:
+    if forced != "auto" and obstacles[forced] is not None:
         raise BackendError(
-            f"the {_forced} backend was forced and cannot serve this call",
-            given=obstacles[_forced],
-            expected=_SERVES[_forced],
+            f"the {forced} backend was forced and cannot serve this call",
+            given=obstacles[forced],
+            expected=_SERVES[forced],
             remedy='recollect.set_backend("auto")',
         )
-    if _forced != "torch" and obstacles["llvm"] is None:
+    if forced != "torch" and obstacles["llvm"] is None:
         return Choice("llvm", autograd.description(x))
     if obstacles["torch"] is None:
-        llvm = f"llvm cannot take {obstacles['llvm']}" if _forced == "auto" else 'chosen with set_backend("torch")'
+        llvm = f"llvm cannot take {obstacles['llvm']}" if forced == "auto" else 'chosen with set_backend("torch")'
         return Choice("torch", f"torch's own kernels; {llvm}")
     llvm, torchs = obstacles["llvm"], obstacles["torch"]
     why = f"neither llvm nor torch can take {llvm}"
@@ -200,7 +200,7 @@ def _choose(
 
 def kernels_serve(x: torch.Tensor) -> bool:
     """Whether llvm serves rows like ``x``, once they are more than a compiler's stand-in."""
-    return _forced in ("auto", "llvm") and autograd.could_serve(x)
+    return as_traced(_backend, _backend.latest) in ("auto", "llvm") and autograd.could_serve(x)
 
 
 def run(cell: Cell, x: torch.Tensor, layout: Layout, directions: Sequence[Direction]) -> list[reference.Result]:
@@ -215,7 +215,7 @@ def run(cell: Cell, x: torch.Tensor, layout: Layout, directions: Sequence[Direct
     projected, variant = first.weights.hr is not None, first.extras.variant
     parameters = [parameter for direction in directions for parameter in direction.parameters]
     choice = choose(cell, x, projected=projected, variant=variant, parameters=parameters)
-    if choice.name == "reference" and listener is None and _forced != "reference":
+    if choice.name == "reference" and listener is None and _backend.name() != "reference":
         _warn_once(choice)
     if watcher is not None and layout.count and torch.is_grad_enabled() and autograd.transformed(x) is None:
         return _run_watched(cell, x, layout, directions, watcher, llvm=choice.name == "llvm")
@@ -237,7 +237,7 @@ def _runs_in_float32(x: torch.Tensor) -> bool:
     Where a CPU has no instructions for them, torch multiplies such numbers at a fifth to a ninetieth of the speed, and
     it rounds the states at each step.
     """
-    return x.is_cpu and x.dtype in _HALF and _forced in ("auto", "llvm")
+    return x.is_cpu and x.dtype in _HALF and _backend.name() in ("auto", "llvm")
 
 
 def _in_float32(direction: Direction) -> Direction:
@@ -303,7 +303,7 @@ def _on_llvm(x: torch.Tensor, directions: Sequence[Direction]) -> bool:
 
 def are_kernels_chosen() -> bool:
     """Whether llvm runs whatever it serves: nobody looks on, and no other backend is forced."""
-    return _attention.get() is None and _forced in ("auto", "llvm")
+    return _attention.get() is None and (_backend.blocks.get() or _backend.calls)[-1].name in ("auto", "llvm")
 
 
 def _warn_once(choice: Choice) -> None:

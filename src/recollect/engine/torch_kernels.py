@@ -7,6 +7,7 @@ than the reference does, where the cell is one of the four that torch has kernel
 from __future__ import annotations
 
 import contextlib
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
@@ -76,10 +77,16 @@ def run(
     )
 
 
+_FILTERS = threading.Lock()
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's word that oneDNN has no projection: whoever calls our layer did not ask for oneDNN."""
-    with warnings.catch_warnings():
+    """Without torch's word that oneDNN has no projection: whoever calls our layer did not ask for oneDNN.
+
+    One thread at a time, as the filters are the process's: of two the last would put back what the other had set.
+    """
+    with _FILTERS, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
         yield
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -173,6 +174,32 @@ class Twin:
         self.running = None
 
 
+class _Float64ByDefault:
+    """A forward pass that makes its own initial state with torch.zeros shall make it in float64.
+
+    The default is the process's: of several threads the first sets it and the last puts back what was there.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._blocks, self._before = threading.Lock(), 0, torch.float32
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._blocks == 0:
+                self._before = torch.get_default_dtype()
+                torch.set_default_dtype(torch.float64)
+            self._blocks += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._blocks -= 1
+            if self._blocks == 0:
+                torch.set_default_dtype(self._before)
+
+
+_float64_by_default = _Float64ByDefault()
+
+
 @contextmanager
 def apart_from_the_caller(model: nn.Module) -> Iterator[None]:
     """Gradients on whatever the caller's mode, and the random state and default dtype as they were after.
@@ -188,14 +215,9 @@ def apart_from_the_caller(model: nn.Module) -> Iterator[None]:
             remedy="of a fitted Forecaster, pass forecaster.network_",
         )
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    before = torch.get_default_dtype()
-    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=list(devices)):
-        # A forward pass that makes its own initial state with torch.zeros shall make it in float64.
-        torch.set_default_dtype(torch.float64)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(before)
+    forked = torch.random.fork_rng(devices=list(devices))
+    with torch.inference_mode(False), torch.enable_grad(), forked, _float64_by_default:
+        yield
 
 
 @contextmanager
