@@ -36,6 +36,7 @@ ERRORS = {
     "ModelFileError": ValueError,
     "NotFittedError": ValueError,
     "NotYetError": NotImplementedError,
+    "OptionError": TypeError,
     "TrainingError": RuntimeError,
 }
 

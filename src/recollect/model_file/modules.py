@@ -170,8 +170,11 @@ def _describe(module: nn.Module, place: str) -> dict[str, Any]:
     if type(module) is torch.nn.Sequential:
         layers = [[name, _describe(layer, f"layer {name!r}")] for name, layer in module.named_children()]
         return {**spec, "type": "Sequential", "layers": layers}
+    own = type(module)
+    if own.__module__ == "recollect.nn.torch_subclasses":
+        own = own.__bases__[0]  # the same layer, whatever else it is an instance of
     for name, kind in _layer_classes().items():
-        if type(module) is kind:
+        if own is kind:
             values = {key: _argument(module, key, cast) for key, cast in _ARGUMENTS[name].items()}
             cell = getattr(module, "cell", None)
             return {
