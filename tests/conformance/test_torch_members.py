@@ -11,7 +11,7 @@ import torch
 from torch.nn.utils.rnn import pack_sequence
 
 import recollect
-from against_torch import B, H, I, T, assert_same, drawn, kinds, make, modules, pair, projections_warn, states
+from against_torch import KINDS, B, H, I, T, assert_same, drawn, kinds, make, modules, pair, projections_warn, states
 from recollect import nn
 from recollect.errors import InputError
 from tolerances import assert_bits, assert_equal
@@ -104,7 +104,7 @@ def test_weights_that_are_set_through_the_list(kind, made):
         lambda: setattr(ours, "_flat_weights", ours._flat_weights[:1]),
         lambda: ours._flat_weights.__setitem__(0, before[0] * 2),
     ):
-        with pytest.raises(InputError, match="_flat_weights only lists these.*set the attribute"):
+        with pytest.raises(InputError, match=r"_flat_weights only lists these.*set the attribute"):
             change()
     assert all(a is b for a, b in zip(ours.parameters(), before, strict=True))
     pickle.dumps(ours)
@@ -159,7 +159,7 @@ def test_a_subclass_of_both_is_a_layer_of_ours(kind):
     file.seek(0)
     for other in (
         copy.deepcopy(ours), pickle.loads(pickle.dumps(ours)), torch.load(file, weights_only=False),
-        copy.deepcopy(ours).float().double().share_memory(), type(ours)(I, H, 2, dtype=torch.float64),
+        copy.deepcopy(ours).float().double().share_memory(), type(ours)(I, H, 2, dtype=torch.float64, **KINDS[kind][1]),
     ):  # fmt: skip
         assert type(other) is type(ours)
         other.load_state_dict(theirs.state_dict())

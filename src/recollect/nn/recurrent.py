@@ -49,7 +49,7 @@ class Options(TypedDict, total=False):
     checkpoint: int | str | None
 
 
-class Recurrent(nn.Module):
+class Recurrent(tracing.RefusesScripts):
     r"""Run a cell over a sequence, through one or more layers, in one or both directions.
 
     Args:
@@ -318,8 +318,6 @@ class Recurrent(nn.Module):
         flat, runs = self._parameters_in_order(), self.num_layers * self._directions
         each = len(flat) // runs
         return [flat[run * each : (run + 1) * each] for run in range(runs)]
-
-    __prepare_scriptable__ = tracing.refuse_torchscript
 
     def flatten_parameters(self) -> None:
         """Do nothing: our kernels need no such call, and models written for torch.nn make it."""

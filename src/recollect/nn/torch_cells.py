@@ -37,7 +37,7 @@ from recollect.nn.stack import Stack
 from recollect.nn.torch_compat import rnn_cell
 
 
-class TorchCell(nn.Module):
+class TorchCell(tracing.RefusesScripts):
     """One step of a cell, with torch.nn's parameter names: ``weight_ih, weight_hh, bias_ih, bias_hh``."""
 
     weight_ih: nn.Parameter
@@ -117,8 +117,6 @@ class TorchCell(nn.Module):
         """Say which backend would serve ``self(x)``, and why not the others."""
         x = check_tensor(x)
         return str(dispatch.choose(self.cell, x, variant=Variant(bfloat16=is_bfloat16(x.dtype))))
-
-    __prepare_scriptable__ = tracing.refuse_torchscript
 
     def extra_repr(self) -> str:
         """What ``print(cell)`` shows in the brackets."""

@@ -48,14 +48,23 @@ def as_node(tracer: fx.Tracer, module: nn.Module, arguments: tuple[Any, ...], op
     return tracer.create_proxy("call_module", tracer.path_of_module(module), arguments, given)
 
 
-def refuse_torchscript(module: nn.Module) -> NoReturn:
-    """Raise InputError: what torch.jit.script asks of a module before it reads its code."""
-    raise InputError(
-        "torch.jit.script cannot compile a recurrent module of ours, whose kernels it does not know",
-        given=type(module).__name__,
-        remedy="torch.export.export(model, ...) for a program; recollect.save and recollect.stream.Stepper to run "
-        "without Python's torch",
-    )
+class RefusesScripts(nn.Module):
+    """A module that says so where TorchScript or the ONNX exporter that builds on it would fail without a remedy."""
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """Raise InputError; torch.jit.script asks before it reads a module's code."""
+        raise InputError(
+            "torch.jit.script cannot compile a recurrent module of ours, whose kernels it does not know",
+            given=type(self).__name__,
+            remedy="torch.export.export(model, ...) for a program; recollect.save and recollect.stream.Stepper to run "
+            "without torch",
+        )
+
+    def _slow_forward(self, *arguments: Any, **options: Any) -> Any:
+        # What a call runs under torch.jit's tracer, on which the older exporter builds. That gives all arguments by
+        # position, which forward does not take, so it is too late to refuse it there.
+        refuse_onnx()
+        return super()._slow_forward(*arguments, **options)
 
 
 def refuse_onnx() -> None:
