@@ -150,9 +150,6 @@ class LSTM(TorchLayer):
     """
 
     mode = "LSTM"
-    get_expected_cell_size = _TheirLSTM.get_expected_cell_size
-    check_forward_args = _TheirLSTM.check_forward_args
-    permute_hidden = _TheirLSTM.permute_hidden
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True,
                  batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False, proj_size: int = 0,
@@ -160,6 +157,18 @@ class LSTM(TorchLayer):
         super().__init__(cells.lstm, input_size, hidden_size, num_layers, bias, batch_first, dropout,
                          bidirectional, proj_size=proj_size, device=device, dtype=dtype,
                          **known_options("LSTM", options))  # fmt: skip
+
+    def get_expected_cell_size(self, input: torch.Tensor, batch_sizes: torch.Tensor | None) -> tuple[int, int, int]:  # noqa: A002
+        """The shape of c that goes with an input, or with the rows of a PackedSequence, as torch.nn.LSTM says it."""
+        return _TheirLSTM.get_expected_cell_size(self, input, batch_sizes)
+
+    def check_forward_args(self, input: Any, hidden: Any, batch_sizes: Any) -> None:  # noqa: A002
+        """Raise torch.nn.LSTM's own errors unless an input [T, B, I] and states (h, c) fit the layer."""
+        _TheirLSTM.check_forward_args(self, input, hidden, batch_sizes)
+
+    def permute_hidden(self, hx: Any, permutation: torch.Tensor | None) -> Any:
+        """The states (h, c) with their batch in another order, as torch.nn.LSTM returns them."""
+        return _TheirLSTM.permute_hidden(self, hx, permutation)
 
 
 class GRU(TorchLayer):
