@@ -40,6 +40,7 @@ ERRORS = {
     "ModelFileError": ValueError,
     "NotFittedError": ValueError,
     "NotYetError": NotImplementedError,
+    "OptionError": TypeError,
     "TrainingError": RuntimeError,
 }
 

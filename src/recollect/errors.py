@@ -42,8 +42,15 @@ class GraphError(RecollectError, ValueError):
     """A serialised graph is malformed, or names an operation that has no row."""
 
 
-class InputError(RecollectError, ValueError):
-    """A tensor, state, length or argument does not fit what was asked of it."""
+class InputError(RecollectError, ValueError, RuntimeError):
+    """A tensor, state, length or argument does not fit what was asked of it.
+
+    Both built-in errors are its bases, since torch.nn's layers raise the one for some calls and the other for others.
+    """
+
+
+class OptionError(InputError, TypeError):
+    """A keyword argument that the call does not take."""
 
 
 class BackendError(RecollectError, RuntimeError):

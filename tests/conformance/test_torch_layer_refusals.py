@@ -22,7 +22,7 @@ from against_torch import (
     states,
 )
 from recollect import nn
-from recollect.errors import InputError
+from recollect.errors import InputError, OptionError
 from tolerances import assert_equal
 
 pytestmark = projections_warn
@@ -151,6 +151,35 @@ def test_a_construction_that_torch_refuses(name, case):
         getattr(torch.nn, name)(**arguments)
     with pytest.raises(InputError):
         getattr(nn, name)(**arguments)
+
+
+@kinds
+def test_an_error_of_a_call_is_of_both_of_torchs_types(kind):
+    """torch.nn raises ValueError for one call and RuntimeError for the next: whoever catches either catches ours."""
+    ours, _ = pair(kind)
+    for error_type in (ValueError, RuntimeError, InputError):
+        with pytest.raises(error_type):
+            ours(zeros(T, B, I + 1))
+
+
+@pytest.mark.parametrize("library", [nn, torch.nn], ids=["ours", "torch"])
+@pytest.mark.parametrize("name", ["RNN", "GRU"])
+@pytest.mark.parametrize("size", [0, 2])
+def test_a_projection_is_the_lstms_alone(library, name, size):
+    with pytest.raises(ValueError, match="proj_size argument is only supported for LSTM, not RNN or GRU"):
+        getattr(library, name)(I, H, 2, proj_size=size)
+
+
+@pytest.mark.parametrize("library", [nn, torch.nn], ids=["ours", "torch"])
+@pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"])
+def test_an_argument_that_there_is_not(library, name):
+    with pytest.raises(TypeError, match="dropuot"):
+        getattr(library, name)(I, H, dropuot=0.5)
+
+
+def test_an_unknown_argument_is_answered_with_the_known_ones():
+    with pytest.raises(OptionError, match=r"GRU has no argument 'zonout'; given: zonout=0.1; expected: .*zoneout"):
+        nn.GRU(I, H, zonout=0.1)
 
 
 @pytest.mark.parametrize("library", [nn, torch.nn], ids=["ours", "torch"])

@@ -183,7 +183,7 @@ def test_a_tape_of_another_layer_is_refused():
     """A kernel gets its address."""
     layer, x = nn.GRU(3, 5), torch.randn(4, 2, 3)
     states, shape = [torch.zeros(1, 2, 5)], (layer.cell.text, compiled._layout(layer._stack(False, torch.float32)))
-    given = (x, [], None, None, states, layer._flat_weights(), [])
+    given = (x, [], None, None, states, layer._parameters_in_order(), [])
     y, _, *tape = compiled._recurrent(*given, *shape, True)
     tape[-1] = tape[-1][:10]
     with pytest.raises(recollect.errors.InputError, match="does not fit"):
@@ -254,7 +254,15 @@ def test_opcheck(name, how, monkeypatch):
     states = [torch.randn(runs, 0 if how == "empty batch" else 3, size, requires_grad=True)
               for size in layer._state_sizes().values()]  # fmt: skip
     shape = (layer.cell.text, compiled._layout(stack))
-    given = (x.requires_grad_(), [], keywords.get("lengths"), keywords.get("resets"), states, layer._flat_weights(), [])
+    given = (
+        x.requires_grad_(),
+        [],
+        keywords.get("lengths"),
+        keywords.get("resets"),
+        states,
+        layer._parameters_in_order(),
+        [],
+    )
     for tapes in {False, not stack.projected}:
         torch.library.opcheck(compiled._recurrent, (*given, *shape, tapes))
         results = compiled._recurrent(*given, *shape, tapes)
@@ -272,7 +280,7 @@ def test_second_derivatives_of_the_operator(tapes):
 
     def operator(x, state):
         layout = compiled._layout(layer._stack(False, torch.float32))
-        arguments = (x, [], None, None, [state], layer._flat_weights(), [], layer.cell.text, layout)
+        arguments = (x, [], None, None, [state], layer._parameters_in_order(), [], layer.cell.text, layout)
         return compiled._recurrent(*arguments, tapes)[:2]
 
     x = torch.randn(4, 2, 2, dtype=torch.float64, requires_grad=True)

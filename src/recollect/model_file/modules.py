@@ -218,8 +218,11 @@ def _describe(module: nn.Module | None, place: str) -> dict[str, Any]:
         # Not by named_children, which leaves out what is there twice.
         layers = [[name, _describe(layer, f"layer {name!r}")] for name, layer in module._modules.items()]
         return {**spec, "type": "Sequential", "layers": layers}
+    own = type(module)
+    if own.__module__ == "recollect.nn.torch_subclasses":
+        own = own.__bases__[0]  # the same layer, whatever else it is an instance of
     for name, kind in _layer_classes().items():
-        if type(module) is kind:
+        if own is kind:
             values = {key: _argument(module, key, types) for key, types in _ARGUMENTS[name].items()}
             cell = getattr(module, "cell", None)
             return {

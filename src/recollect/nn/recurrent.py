@@ -18,7 +18,7 @@ from recollect.engine.masks import Masks
 from recollect.engine.plan import Variant
 from recollect.engine.precision import is_bfloat16
 from recollect.errors import InputError, NotYetError
-from recollect.nn import compiled
+from recollect.nn import compiled, tracing
 from recollect.nn.checks import (
     as_parameters,
     autocast_is_on,
@@ -49,7 +49,7 @@ class Options(TypedDict, total=False):
     checkpoint: int | str | None
 
 
-class Recurrent(nn.Module):
+class Recurrent(tracing.RefusesScripts):
     r"""Run a cell over a sequence, through one or more layers, in one or both directions.
 
     Args:
@@ -111,7 +111,7 @@ class Recurrent(nn.Module):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # not super's: the next in line may be torch.nn's own layer
         if not isinstance(cell, Cell):
             raise InputError(
                 "a recurrent layer needs a cell",
@@ -144,7 +144,7 @@ class Recurrent(nn.Module):
             )
         self.zoneout = [check_probability("zoneout", number) for number in each]
 
-        self._names: list[str] = []
+        self._flat_weights_names: list[str] = []  # as torch.nn's layers call them
         features, rows = proj_size or hidden_size, len(cell.gates) * hidden_size
         initial: dict[str, int] = {}
         for layer in range(num_layers):
@@ -156,7 +156,7 @@ class Recurrent(nn.Module):
                 if proj_size:
                     shapes |= {f"weight_hr_{suffix}": (proj_size, hidden_size)}
                 shapes |= {f"vector_{name}_{suffix}": (hidden_size,) for name in cell.vectors}
-                self._names += shapes
+                self._flat_weights_names += shapes
                 for name, shape in shapes.items():
                     self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
                 initial |= {f"initial_{name}_{suffix}": size for name, size in self._state_sizes().items()}
@@ -219,7 +219,11 @@ class Recurrent(nn.Module):
             results = self._run_plain(x, lengths)
             if results is not None:
                 return results
-        parameters = self._flat_weights()
+        if (tracer := tracing.tracer_of(x, state)) is not None:
+            options = {"lengths": lengths, "resets": resets, "return_states": return_states}
+            return tracing.as_node(tracer, self, (x, state), options)
+        tracing.refuse_onnx()
+        parameters = self._parameters_in_order()
         self._check_input(x, parameters[0])
         batch: Any = x  # a tensor or a PackedSequence, from here on as the parameters need it
         packed, axis = isinstance(x, PackedSequence), 0 if self.batch_first else 1
@@ -262,7 +266,7 @@ class Recurrent(nn.Module):
             return None
         first = self.batch_first
         found = plain.run(
-            self.cell, x, self._flat_weights(), self.hidden_size,
+            self.cell, x, self._parameters_in_order(), self.hidden_size,
             None if lengths is None else lambda: lay_out(x, lengths, batch_first=first),
             bias=self.bias, batch_first=first,
         )  # fmt: skip
@@ -302,16 +306,16 @@ class Recurrent(nn.Module):
                     noise.append(masks.bernoulli((*rows, size), keep) if drawn else data.new_full((size,), keep))
         return noise
 
-    def _flat_weights(self) -> list[torch.Tensor]:
+    def _parameters_in_order(self) -> list[torch.Tensor]:
         """The parameters of all layers and directions, without initial states."""
         # As attributes where a parametrisation has taken their place.
         own: dict[str, Any] = self._parameters
-        return [own[name] if name in own else getattr(self, name) for name in self._names]
+        return [own[name] if name in own else getattr(self, name) for name in self._flat_weights_names]
 
     @property
     def all_weights(self) -> list[list[torch.Tensor]]:
         """The parameters of each layer and direction, as torch.nn's layers list them."""
-        flat, runs = self._flat_weights(), self.num_layers * self._directions
+        flat, runs = self._parameters_in_order(), self.num_layers * self._directions
         each = len(flat) // runs
         return [flat[run * each : (run + 1) * each] for run in range(runs)]
 

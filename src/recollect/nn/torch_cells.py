@@ -20,7 +20,7 @@ from recollect.engine.layout import dense
 from recollect.engine.plan import Variant
 from recollect.engine.precision import is_bfloat16
 from recollect.engine.reference import PLAIN, Direction, Extras, Weights
-from recollect.nn import compiled
+from recollect.nn import compiled, tracing
 from recollect.nn.checks import (
     as_parameters,
     autocast_is_on,
@@ -37,7 +37,7 @@ from recollect.nn.stack import Stack
 from recollect.nn.torch_compat import rnn_cell
 
 
-class _TorchCell(nn.Module):
+class TorchCell(tracing.RefusesScripts):
     """One step of a cell, with torch.nn's parameter names: ``weight_ih, weight_hh, bias_ih, bias_hh``."""
 
     weight_ih: nn.Parameter
@@ -46,7 +46,7 @@ class _TorchCell(nn.Module):
     bias_hh: nn.Parameter | None
 
     def __init__(self, cell: Cell, input_size: int, hidden_size: int, bias: bool, device: Any, dtype: Any) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # not super's, which is torch.nn's own cell
         check_sizes(input_size=input_size, hidden_size=hidden_size)
         check_flags(bias=bias)
         check_dtype(dtype)
@@ -81,6 +81,9 @@ class _TorchCell(nn.Module):
         Raises:
             InputError: a shape, dtype or device does not fit.
         """
+        if (tracer := tracing.tracer_of(input, hx)) is not None:
+            return tracing.as_node(tracer, self, (input, hx), {})
+        tracing.refuse_onnx()
         x, weight = check_tensor(input), self.weight_ih
         autocast = autocast_is_on(x)
         if autocast:
@@ -120,7 +123,7 @@ class _TorchCell(nn.Module):
         return f"{self.input_size}, {self.hidden_size}" + ("" if self.bias else ", bias=False")
 
 
-class RNNCell(_TorchCell):
+class RNNCell(TorchCell, nn.RNNCell):
     """One step of the simple recurrent cell; a drop-in for ``torch.nn.RNNCell``.
 
     Args:
@@ -137,7 +140,7 @@ class RNNCell(_TorchCell):
         return super().extra_repr() + ("" if self.nonlinearity == "tanh" else f", nonlinearity={self.nonlinearity}")
 
 
-class LSTMCell(_TorchCell):
+class LSTMCell(TorchCell, nn.LSTMCell):
     """One step of the LSTM; a drop-in for ``torch.nn.LSTMCell``."""
 
     def __init__(self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None,
@@ -145,7 +148,7 @@ class LSTMCell(_TorchCell):
         super().__init__(cells.lstm, input_size, hidden_size, bias, device, dtype)
 
 
-class GRUCell(_TorchCell):
+class GRUCell(TorchCell, nn.GRUCell):
     """One step of the GRU; a drop-in for ``torch.nn.GRUCell``."""
 
     def __init__(self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
 import re
@@ -155,7 +156,7 @@ def _layer(model: nn.Module, path: str | None) -> Recurrent:
             given=f"{type(model).__name__}" + ("" if path is None else f", layer={path!r}"),
             expected=", ".join(found) or "recollect.nn.Recurrent, RNN, LSTM, GRU, or torch.nn.RNN, LSTM, GRU",
         )
-    layer = fitting[-1] if isinstance(fitting[-1], Recurrent) else convert(fitting[-1])
+    layer = fitting[-1] if isinstance(fitting[-1], Recurrent) else convert(copy.copy(fitting[-1]))
     assert isinstance(layer, Recurrent)
     return layer
 

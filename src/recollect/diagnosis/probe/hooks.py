@@ -64,7 +64,7 @@ def recurrent_layers(model: object) -> dict[str, Recurrent]:
         raise InputError("a probe watches a model", given=type(model).__name__, expected="a torch.nn.Module")
     found = {}
     for path, module in model.named_modules():
-        if isinstance(module, nn.RNNBase):
+        if isinstance(module, nn.RNNBase) and not isinstance(module, Recurrent):
             raise InputError(
                 "a probe cannot look into the recurrent layers of torch.nn",
                 given=f"{path or 'the model'} is a torch.nn.{type(module).__name__}",
