@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: venv demo test lint bench docs clean
+.PHONY: venv demo test fuzz lint bench docs clean
 
 venv: $(STAMP)
 
@@ -18,6 +18,14 @@ demo: venv
 
 test: venv
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+# Both targets in turn, from fresh seeds that are printed; out/fuzz has the example that ran last.
+FUZZ_SECONDS ?= 3600
+fuzz: venv
+	mkdir -p out/fuzz
+	for target in layers stepper; do \
+		$(BIN)/python tests/fuzz/run.py $$target --seconds $$(($(FUZZ_SECONDS) / 2)) --note out/fuzz/$$target || exit 1; \
+	done
 
 lint: venv
 	$(BIN)/ruff check .
