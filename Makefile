@@ -5,7 +5,7 @@ VENV := .venv$(if $(TORCH),-torch-$(TORCH))
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: venv demo test lint bench docs clean
+.PHONY: venv demo test fuzz lint bench docs clean
 
 venv: $(STAMP)
 
@@ -21,6 +21,14 @@ demo: venv
 
 test: venv
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+# Both targets in turn, from fresh seeds that are printed; out/fuzz has the example that ran last.
+FUZZ_SECONDS ?= 3600
+fuzz: venv
+	mkdir -p out/fuzz
+	for target in layers stepper; do \
+		$(BIN)/python tests/fuzz/run.py $$target --seconds $$(($(FUZZ_SECONDS) / 2)) --note out/fuzz/$$target || exit 1; \
+	done
 
 lint: venv
 	$(BIN)/ruff check .

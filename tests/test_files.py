@@ -108,6 +108,14 @@ def test_what_fails_leaves_what_was_there_and_names_the_path(tmp_path, monkeypat
     assert names(tmp_path) == ["file"]
 
 
+@posix
+def test_a_link_that_leads_to_itself_is_refused(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="symbolic links"):
+        write_atomically(tmp_path / "loop", b"x")
+    assert (tmp_path / "loop").is_symlink()
+
+
 @pytest.mark.parametrize("error", [FileNotFoundError, NotADirectoryError, IsADirectoryError])
 def test_places_where_no_file_can_be(tmp_path, error):
     (tmp_path / "file").touch()

@@ -26,14 +26,16 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | str, *, private
         OSError: the folder does not exist or cannot be written; ``path``, which it names, is then as it was.
     """
     payload = data.encode("utf-8") if isinstance(data, str) else data
-    mode = _mode(path)
     try:
+        mode = _mode(path)
         if mode is not None and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             with open(path, "wb", buffering=0) as device:
                 device.write(payload)
         else:
             _replace(Path(os.path.realpath(path)), payload, None if mode is None else stat.S_IMODE(mode), private)
     except OSError as error:
+        if error.errno is None:
+            raise
         raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
@@ -65,7 +67,7 @@ def _replace(target: Path, payload: bytes, mode: int | None, private: bool) -> N
 
 def _mode(path: str | os.PathLike[str]) -> int | None:
     """Kind and permissions of what is at ``path`` or where a link leads from there; None if nothing is."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(FileNotFoundError):
         return os.stat(path).st_mode
     return None
 

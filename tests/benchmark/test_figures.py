@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from recollect.benchmark import chart, results, tables, terminal
 from recollect.benchmark.results import Results
 from recollect.benchmark.subject import Shape
 from recollect.benchmark.timing import Pair, middle_half
+from recollect.cli.terminal import Terminal
 from recollect.errors import DataError
 
 
@@ -160,3 +162,15 @@ class TestChart:
         (axes,) = chart.figure(Results(dict(MACHINE), [row(ratio)])).axes
         low, high = axes.get_xlim()
         assert low < min(ratio, 1) <= max(ratio, 1) < high
+
+
+@pytest.mark.parametrize("columns", [1, 10, 40])
+def test_every_figure_is_there_at_any_width(monkeypatch, capsys, columns):
+    shown = []
+    for width in (columns, 1000):
+        monkeypatch.setenv("COLUMNS", str(width))
+        console = Terminal()
+        for part in tables.terminal(everything(), console.width):
+            console.print(part, markup=False)
+        shown.append(set(re.findall(r"\d\S*", capsys.readouterr().out)))
+    assert shown[0] >= shown[1] > set()

@@ -124,7 +124,7 @@ class TestFit:
         monkeypatch.setattr(Forecaster, "fit", interrupt)
         result = run("fit", "sunspots", "--horizon", 3, "-o", "m.safetensors")
         assert result.exit_code == 130
-        assert result.stderr == "Interrupted; nothing was written.\n"
+        assert result.stderr == "Interrupted; no file is half-written.\n"
         assert not list(tmp_path.iterdir())
 
 

@@ -9,7 +9,8 @@ import typer
 from typer.core import TyperGroup
 
 import recollect
-from recollect.cli import bench, data, describe, diagnose, fit, forecast
+from recollect.cli import INTERRUPTED, bench, data, describe, diagnose, fit, forecast
+from recollect.cli.text import printable
 from recollect.errors import RecollectError
 
 
@@ -27,8 +28,8 @@ class _Commands(TyperGroup):
             place = f": {error.filename}" if error.filename else ""
             sentence, code = f"Error: {error.strerror or error}{place}", 2
         except KeyboardInterrupt:
-            sentence, code = "Interrupted; nothing was written.", 130
-        typer.echo(sentence, err=True)
+            sentence, code = INTERRUPTED, 130
+        typer.echo(printable(sentence), err=True)
         raise typer.Exit(code)
 
 

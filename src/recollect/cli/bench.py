@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from recollect.cli.options import require_writable
+from recollect.cli.options import check_outputs
 
 Budget = Annotated[float, typer.Option(min=1, metavar="SECONDS", help="About how long it may take in all.")]
 Full = Annotated[bool, typer.Option("--full", help="Every shape with 15 pairs of runs, however long it takes.")]
@@ -39,15 +39,14 @@ def bench(
       recollect bench --only zoneout --budget 5
     """
     import torch
-    from rich.console import Console
 
     from recollect.benchmark import terminal
     from recollect.benchmark.catalogue import subjects
+    from recollect.cli.terminal import Terminal
     from recollect.errors import InputError
 
     json, svg = output / "recollect-bench.json", output / "recollect-bench.svg"
-    for path in (json, svg):
-        require_writable(path)
+    check_outputs(json, svg)
     chosen = subjects(full=full, only=only)
     if not chosen:
         names = ", ".join(dict.fromkeys(each.title for each in subjects()))
@@ -55,7 +54,7 @@ def bench(
     if threads is not None:
         torch.set_num_threads(threads)
     found = terminal.compare(chosen, seconds=None if full else budget, **({"least": 15} if full else {}))
-    terminal.show(found, Console(highlight=False))
+    terminal.show(found, Terminal())
     terminal.write(found, json, svg)
     typer.echo(f"Wrote {json}" + (f" and {svg}" if found.rows else ""))
     if any(row.refused for row in found.rows):

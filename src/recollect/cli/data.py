@@ -22,10 +22,10 @@ def datasets(name: Name = None, output: Output = None) -> None:
       recollect datasets
       recollect datasets co2_monthly -o co2.csv
     """
-    from rich.console import Console
     from rich.table import Table
 
     from recollect import datasets as embedded
+    from recollect.cli.terminal import Terminal
 
     if name is not None:
         path = embedded.write(name, output or Path(f"{name}.csv"))
@@ -38,4 +38,4 @@ def datasets(name: Name = None, output: Output = None) -> None:
         series = embedded.load(each)
         season = "" if series.season_length is None else str(series.season_length)
         table.add_row(each, str(len(series)), season, series.description, series.source)
-    Console(highlight=False).print(table)
+    Terminal().print(table)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from recollect.cli import options
-from recollect.cli.options import require_writable
+from recollect.cli.options import check_outputs
+from recollect.cli.text import as_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,12 +68,12 @@ def describe(
         raise typer.BadParameter("give the name of a cell or --model, not both")
     if data is not None and model is None:
         raise typer.BadParameter("--data needs --model FILE, whose numbers are then shown")
-    if html is not None:
-        require_writable(html)
+    path, inside = _file_of(cell)
+    check_outputs(html, inputs=[path, model, data])
     if model is not None:
         found = _of_model(model) if data is None else _at_step(model, data, step, target, time, fill)
     elif cell is not None:
-        found = Description(_by_name(cell), input_size, hidden_size)
+        found = Description(_cell(cell, path, inside), input_size, hidden_size)
     else:
         for name in cells.__all__:
             typer.echo(f"{name:14} {Description(cells.by_name(name)).summary}")
@@ -88,12 +89,17 @@ def describe(
         typer.echo(f"Wrote {html}", err=latex)
 
 
-def _by_name(name: str) -> Cell:
+def _file_of(cell: str | None) -> tuple[Path | None, str]:
+    """The file of FILE.py:NAME or FILE.py, and the name in it; None where ``cell`` is the name of one of ours."""
+    path, _, inside = cell.rpartition(":") if cell and ".py:" in cell else (cell or "", "", "")
+    return (Path(path), as_text(inside) or "") if path.endswith(".py") else (None, "")
+
+
+def _cell(name: str, path: Path | None, inside: str) -> Cell:
     from recollect import cells
     from recollect.cli.cell_file import cell_from_file
 
-    path, _, inside = name.rpartition(":") if ".py:" in name else (name, "", "")
-    return cell_from_file(Path(path), inside) if path.endswith(".py") else cells.by_name(name)
+    return cells.by_name(name) if path is None else cell_from_file(path, inside)
 
 
 def _of_model(path: Path) -> Description:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from recollect.cli import options
-from recollect.cli.options import require_writable
+from recollect.cli.options import check_outputs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -65,8 +65,7 @@ def diagnose(
     from recollect.datasets import read_series
     from recollect.estimators import Forecaster
 
-    if html is not None:
-        require_writable(html)
+    check_outputs(html, inputs=[model, data])
     fitted = Forecaster.load(model)
     x, y = some_windows(*fitted.windows(read_series(data, target or fitted.name_, time=time, fill=fill)))
     thorough = html is not None if thorough is None else thorough

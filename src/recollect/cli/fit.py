@@ -10,7 +10,7 @@ import typer
 
 from recollect.cli import options
 from recollect.cli.diagnose import look_inside, some_windows
-from recollect.cli.options import require_writable
+from recollect.cli.options import check_outputs
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,9 +52,7 @@ def fit(
       recollect fit sunspots --horizon 11 --epochs 20 -o sunspots.safetensors
       recollect fit sunspots --horizon 11 --epochs 5 -o sunspots.safetensors --html report.html
     """
-    require_writable(output)
-    if html is not None:
-        require_writable(html)
+    check_outputs(output, html, inputs=[data])
     model = _new_forecaster(horizon, context_length, season_length, cell, hidden_size, epochs, seed)
     series = _read(data, target, time, fill)
     held_out = _print_backtest(model, series, test_size)
@@ -139,8 +137,8 @@ def _read(data: str, target: str | None, time: str | None, fill: options.Fill | 
 
 def _print_backtest(model: Forecaster, series: Series, test_size: int | None) -> int:
     """Print the table; return how many rows were held out."""
-    from rich.console import Console
+    from recollect.cli.terminal import Terminal
 
     result = model.backtest(series, test_size)
-    Console(highlight=False).print(result)
+    Terminal().print(result)
     return len(series) - len(result.history)

@@ -10,10 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from recollect.cli import options
-from recollect.cli.options import require_writable
+from recollect.cli.options import check_outputs
+from recollect.cli.text import printable
 
 if TYPE_CHECKING:
     import numpy as np
+
+# What a cell begins with that a spreadsheet computes. CSV has no way to say that it is text, and an apostrophe before
+# it would be part of the name to whoever else reads the file.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A file that 'recollect fit' wrote.")]
 Data = Annotated[
@@ -42,15 +47,14 @@ def forecast(
       recollect forecast sunspots.safetensors
       recollect forecast sunspots.safetensors sunspots -o forecast.csv
     """
-    from rich.console import Console
     from rich.table import Table
 
     from recollect._files import write_atomically
+    from recollect.cli.terminal import Terminal
     from recollect.datasets import read_series
     from recollect.estimators import Forecaster, future_times
 
-    if output is not None:
-        require_writable(output)
+    check_outputs(output, inputs=[model, data])
     fitted = Forecaster.load(model)
     if data is None:
         values, past = fitted.predict(), fitted.time_
@@ -62,10 +66,10 @@ def forecast(
     labels = [str(step) for step in range(1, len(values) + 1)] if times is None else _labels(times)
 
     table = Table(heading)
-    table.add_column(fitted.name_, justify="right")
+    table.add_column(printable(fitted.name_), justify="right")
     for label, value in zip(labels, values, strict=True):
         table.add_row(label, f"{value:.6g}")
-    Console(highlight=False).print(table)
+    Terminal().print(table)
     if times is None:
         typer.echo("The times do not say how they go on, so steps are counted from the last row.")
     if output is not None:
@@ -75,6 +79,9 @@ def forecast(
         writer.writerows(zip(labels, (repr(float(value)) for value in values), strict=True))
         write_atomically(output, text.getvalue())
         typer.echo(f"Wrote {output}")
+        if fitted.name_.startswith(_FORMULA):
+            name = printable(fitted.name_)
+            typer.echo(f"A spreadsheet will take the name of the column, {name}, for a formula.", err=True)
 
 
 def _labels(times: np.ndarray) -> list[str]:
