@@ -29,6 +29,7 @@ def run(name: str, *arguments: str) -> subprocess.CompletedProcess:
         ),
         (["limits", "--seconds", "0", "--threads", "1", "--most-rows", "8"], {"thread(s)": 2, "%": 12}),
         (["long_sequences", "--steps", "4000", "--passes", "1"], {"MiB beyond": 2, "refused": 0}),
+        (["kept_memory", "--case", "checkpointed", "--whose", "ours"], {"\n": 1}),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

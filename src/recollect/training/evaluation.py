@@ -86,12 +86,17 @@ def measure(model: nn.Module, batches: Iterable[Batch], loss: Loss, metrics: Map
 
 @contextlib.contextmanager
 def mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """Put a model into training or eval mode, and every part of it back afterwards."""
+    """Put a model into training or eval mode, and every part of it back afterwards; so is the recording of gradients.
+
+    An interrupt in the middle of torch.no_grad, as optimisers use it, leaves that on.
+    """
     # Module by module: a part that the user froze in eval mode is handed back that way.
     before = {module: module.training for module in model.modules()}
-    model.train(training)
+    records = torch.is_grad_enabled()
     try:
+        model.train(training)
         yield
     finally:
+        torch.set_grad_enabled(records)
         for module, was_training in before.items():
             module.training = was_training
