@@ -386,15 +386,18 @@ def test_a_bound_method_of_torchs_is_told_of_and_works(hold, path):
     assert_equal(model[0](x)[0], expected)
 
 
-def test_a_layer_that_is_not_registered_is_told_of():
-    model = torch.nn.Sequential(torch.nn.Linear(3, 3))
-    model.layers = [torch.nn.LSTM(3, 5)]
-    with pytest.warns(UserWarning, match=r"left layers\[0\], a LSTM, as it is: it is not registered as a submodule"):
+@pytest.mark.parametrize(
+    ("wrap", "path"), [(lambda layer: layer, r"layers\[0\]"), (torch.nn.Sequential, r"layers\[0\]\.0")]
+)
+def test_a_layer_that_is_not_registered_is_told_of(wrap, path):
+    model, layer = torch.nn.Sequential(torch.nn.Linear(3, 3)), torch.nn.LSTM(3, 5)
+    model.layers = [wrap(layer)]
+    with pytest.warns(UserWarning, match=f"left {path}, a LSTM, as it is: it is not registered as a submodule"):
         convert(model)
-    assert type(model.layers[0]) is torch.nn.LSTM
+    assert type(layer) is torch.nn.LSTM
 
 
-def test_an_array_among_the_attributes_is_no_obstacle():
+def test_a_list_that_holds_itself_is_no_obstacle():
     model = torch.nn.Sequential(torch.nn.LSTM(3, 5))
     model.itself = [model]
     model.itself.append(model.itself)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import types
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -62,8 +62,10 @@ def convert(module: nn.Module, *, subclass: bool = False) -> nn.Module:
             _derive_from_torchs(layer)
     registered = {id(layer) for layer in module.modules()}
     for path, value in _reached(module):
-        if isinstance(value, nn.Module) and id(value) not in registered and _is_torchs(value):
-            _warn_of(path, value, "it is not registered as a submodule")
+        if isinstance(value, nn.Module):
+            for name, layer in value.named_modules():
+                if id(layer) not in registered and _is_torchs(layer):
+                    _warn_of(f"{path}.{name}" if name else path, layer, "it is not registered as a submodule")
         elif isinstance(value, types.MethodType) and id(value.__self__) in converted:
             name = value.__name__
             if getattr(type(value.__self__), name, None) is not value.__func__:
@@ -162,7 +164,7 @@ def _reached(module: nn.Module) -> Iterator[tuple[str, Any]]:
     def within(path: str, value: Any) -> Iterator[tuple[str, Any]]:
         if id(value) in seen:
             return
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             parts = [(f"{path}[{key!r}]", part) for key, part in value.items()]
         elif isinstance(value, list | tuple | set | frozenset):
             parts = [(f"{path}[{place}]", part) for place, part in enumerate(value)]
