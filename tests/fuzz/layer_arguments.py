@@ -91,7 +91,8 @@ class Subject:
                 data = leaf.view_as(leaf)
         if packing:
             parts = [packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices]
-            return PackedSequence(data, *(parts if self._plain else _odd_parts(call, parts))), leaf, None
+            parts = parts if self._plain else _odd_parts(call, parts)
+            return PackedSequence._make([data, *parts]), leaf, None  # without torch's own look at them
         if call.rows != "padded":
             return data, leaf, None
         kind = call.kind("lengths")

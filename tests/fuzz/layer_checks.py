@@ -78,7 +78,7 @@ def _hooks(kind: str) -> Any:
         case "float64 and back":
             return saved_tensors_hooks(lambda t: (t.dtype, t.double()), lambda pair: pair[1].to(pair[0]))
         case "NumPy and back":
-            return saved_tensors_hooks(lambda t: t.detach().numpy().copy(), torch.from_numpy)
+            return saved_tensors_hooks(lambda t: t.detach().to_dense().numpy().copy(), torch.from_numpy)
         case "bfloat16 and back":
             return saved_tensors_hooks(lambda t: (t.dtype, t.bfloat16()), lambda pair: pair[1].to(pair[0]))
         case "other dtype":

@@ -28,7 +28,7 @@ _OF_A_ROUND = 40
 
 
 def fuzz(target: str, start: int, seconds: float, note: Path | None, *, shrinks: bool) -> int:
-    """Run rounds of examples until the time is over; returns how many there were. A failing one is made smaller first."""
+    """Run rounds of examples until the time is over; returns how many there were. What fails is first made smaller."""
     module, end = TARGETS[target], time.monotonic() + seconds
     count, rounds, last, failed = 0, 0, time.monotonic(), False
     phases = [Phase.generate, Phase.shrink] if shrinks else [Phase.generate]
