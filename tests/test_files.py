@@ -81,6 +81,19 @@ def test_a_pipe_is_written_to_and_stays(tmp_path):
     assert names(tmp_path) == ["pipe"]
 
 
+@posix
+def test_a_private_file_takes_the_place_of_whatever_was_put_there(tmp_path):
+    target, link, pipe = (tmp_path / name for name in ("target", "link", "pipe"))
+    target.write_bytes(b"old")
+    link.symlink_to(target)
+    os.mkfifo(pipe)
+    for path in (link, pipe):
+        write_atomically(path, b"new", private=True)
+        assert stat.S_ISREG(path.lstat().st_mode)
+        assert stat.S_IMODE(path.lstat().st_mode) == 0o600
+    assert target.read_bytes() == b"old"
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux's full device")
 def test_a_full_device_is_an_error_that_names_the_path():
     before = os.stat("/dev/full")

@@ -18,17 +18,20 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | str, *, private
 
     A reader sees the old file or the new one, never half of either, and once this returns the new one is
     on the disk; after a crash at most a stray ``.tmp`` file is left (`remove_leftovers`). Text is encoded
-    as UTF-8. Only the user can read a ``private`` file; another one is as public as its folder says, or as the
-    file was that it replaces. A link stays one, and what it leads to is replaced. What is no file, such as
-    ``/dev/null`` or a pipe, is written to as it is.
+    as UTF-8. Another file than a ``private`` one is as public as its folder says, or as the file was that it replaces.
+    A link stays one, and what it leads to is replaced. What is no file, such as ``/dev/null`` or a pipe, is written to
+    as it is. Only the user can read a ``private`` file, and it takes the place of whatever has its name, a link or a
+    pipe too, since others may have put that there.
 
     Raises:
         OSError: the folder does not exist or cannot be written; ``path``, which it names, is then as it was.
     """
     payload = data.encode("utf-8") if isinstance(data, str) else data
     try:
-        mode = _mode(path)
-        if mode is not None and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        mode = None if private else _mode(path)
+        if private:
+            _replace(Path(path), payload, None, private)
+        elif mode is not None and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             with open(path, "wb", buffering=0) as device:
                 device.write(payload)
         else:
@@ -52,7 +55,7 @@ def _replace(target: Path, payload: bytes, mode: int | None, private: bool) -> N
         # The system takes the umask off. To ask for it is to set it, for all threads.
         handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | _BINARY, 0o600 if private else 0o666)
         with open(handle, "wb") as file:
-            if mode is not None and not private and os.name == "posix":
+            if mode is not None and os.name == "posix":
                 os.fchmod(handle, mode)
             file.write(payload)
             file.flush()
