@@ -48,7 +48,7 @@ def _poison():
 
     def lend_poisoned(self, dtype, parts):
         lend(self, dtype, parts)
-        self._loan.fill(math.nan)
+        self._memory.array.fill(math.nan)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "empty", poisoned(torch.empty))

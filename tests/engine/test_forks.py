@@ -185,7 +185,7 @@ begun, stop = threading.Event(), threading.Event()
 
 def borrow():
     while not stop.is_set():
-        buffers._pool.lend((torch.float32, 4096), 4096)
+        buffers._pool.lend((torch.float32, 4096))
         begun.set()
 
 thread = threading.Thread(target=borrow)

@@ -28,28 +28,36 @@ _MOST_SIZES, _MOST_OF_A_SIZE, _LOOKS = 256, 64, 4
 _Key = tuple[torch.dtype, int]
 
 
-class Loan(np.ndarray):
-    """Memory that is on loan as long as anything refers to this array, such as a tensor made of it."""
+class Loan:
+    """A loan of memory, which lasts as long as anything refers to this object."""
+
+    __slots__ = ("__weakref__",)
+
+
+class _Lent(np.ndarray):
+    """The memory of a ``loan`` as an array, to which a tensor that is made of it refers."""
+
+    loan: Loan
 
 
 class Memory:
     """Uninitialised memory for so many numbers of a type; ``address`` is where it begins."""
 
-    __slots__ = ("__weakref__", "_array", "_loan", "address", "nbytes")
+    __slots__ = ("__weakref__", "_loan", "address", "array", "nbytes")
 
     def __init__(self, key: _Key) -> None:
         dtype, count = key
         tensor = torch.empty(count, dtype=dtype, device="cpu")  # aligned, which NumPy's memory is not
-        self._array, self.address, self.nbytes = tensor.numpy(), tensor.data_ptr(), tensor.nbytes
+        self.array, self.address, self.nbytes = tensor.numpy(), tensor.data_ptr(), tensor.nbytes
         self._loan: weakref.ref[Loan] | None = None
 
     @property
     def in_use(self) -> bool:
         return self._loan is not None and self._loan() is not None
 
-    def lend(self, count: int) -> Loan:
-        """The first ``count`` numbers of it, which is not in use."""
-        loan = self._array[:count].view(Loan)
+    def lend(self) -> Loan:
+        """Begin a loan of it, which is not in use."""
+        loan = Loan()
         self._loan = weakref.ref(loan)
         return loan
 
@@ -76,12 +84,8 @@ class Pool:
         self._sizes: dict[_Key, _Size] = {}
         self._clock = itertools.count()
 
-    def lend(self, key: _Key, count: int) -> tuple[Loan, int]:
-        """Memory for ``count`` numbers, and where it begins.
-
-        Args:
-            key: its type and length, of which ``count`` is at most all.
-        """
+    def lend(self, key: _Key) -> tuple[Memory, Loan]:
+        """Memory of that type and length, and its loan."""
         size = self._sizes.get(key)
         if size is None:
             self._bound_sizes()
@@ -92,15 +96,15 @@ class Pool:
                 memory = size.popleft()
             except IndexError:  # another thread was faster
                 break
-            loan = None if memory.in_use else memory.lend(count)
+            loan = None if memory.in_use else memory.lend()
             size.append(memory)
             if loan is not None:
-                return loan, memory.address
+                return memory, loan
         memory = Memory(key)
-        loan = memory.lend(count)
+        loan = memory.lend()
         if len(size) < _MOST_OF_A_SIZE and self._make_room(memory.nbytes):
             size.append(memory)
-        return loan, memory.address
+        return memory, loan
 
     def _bound_sizes(self) -> None:
         """Forget the sizes used least recently, and their memory, where there are many."""
@@ -182,15 +186,17 @@ class Buffer:
         addresses: where each part begins.
     """
 
-    __slots__ = ("_loan", "addresses")
+    __slots__ = ("_loan", "_memory", "_total", "addresses")
 
     def __init__(self, dtype: torch.dtype, parts: Parts) -> None:
-        self._loan, begin = _pool.lend((dtype, parts.room), parts.total)
-        self.addresses = parts.addresses(begin, dtype.itemsize)
+        self._memory, self._loan = _pool.lend((dtype, parts.room))
+        self.addresses, self._total = parts.addresses(self._memory.address, dtype.itemsize), parts.total
 
     def tensor(self) -> torch.Tensor:
         """All of it, flat. The loan lasts as long as this tensor or a view of it, wherever autograd keeps it."""
-        return torch.from_numpy(self._loan)
+        array = self._memory.array[: self._total].view(_Lent)
+        array.loan = self._loan
+        return torch.from_numpy(array)
 
 
 def part_addresses(memory: torch.Tensor, dtype: torch.dtype, parts: Parts) -> list[int]:

@@ -9,6 +9,8 @@ import torch
 
 from recollect.errors import InputError
 
+ORDINARY = frozenset((torch.Tensor, torch.nn.Parameter))  # the classes of most tensors by far
+
 
 def is_foreign(tensor: torch.Tensor) -> bool:
     """Whether its class may keep something else than its numbers in memory."""

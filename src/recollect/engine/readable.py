@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from recollect.engine.llvm.problem import Problem
-from recollect.engine.memory import check_memory, is_foreign
+from recollect.engine.memory import ORDINARY, check_memory, is_foreign
 from recollect.engine.reference import PLAIN, Extras
 from recollect.errors import InputError
 
@@ -22,7 +22,7 @@ Shape = tuple[int, ...]
 
 TYPES = {"float32": torch.float32, "float64": torch.float64}  # that kernels compute in, by their names
 
-_Parameter = torch.nn.Parameter
+_STRIDED = torch.strided
 
 
 def addresses(tensors: Sequence[Any], shapes: Sequence[Shape], dtype: torch.dtype) -> list[int] | None:
@@ -34,18 +34,16 @@ def addresses(tensors: Sequence[Any], shapes: Sequence[Shape], dtype: torch.dtyp
         dtype: of all.
     """
     found = []
-    for tensor, shape in zip(tensors, shapes, strict=True):
-        if tensor.shape != shape or tensor.dtype is not dtype or not tensor.is_cpu:
-            return None
-        if type(tensor) not in (torch.Tensor, _Parameter) and is_foreign(tensor):
-            return None
-        if tensor.layout is not torch.strided or not tensor.is_contiguous() or tensor.is_neg():
-            return None
-        address = tensor.data_ptr()
-        if not address:
-            return None
-        found.append(address)
-    return found
+    try:
+        for tensor, shape in zip(tensors, shapes, strict=True):
+            if tensor.shape != shape or tensor.dtype is not dtype or not tensor.is_cpu:
+                return None
+            if (type(tensor) not in ORDINARY and is_foreign(tensor)) or not tensor.is_contiguous() or tensor.is_neg():
+                return None
+            found.append(tensor.data_ptr())
+    except RuntimeError:  # no strides, or no address: a sparse tensor, or one in a layout of oneDNN's
+        return None
+    return found if all(found) else None
 
 
 def readable(tensors: Sequence[Any], shapes: Sequence[Shape], dtype: torch.dtype, names: Sequence[str]) -> list[Any]:
@@ -61,12 +59,21 @@ def readable(tensors: Sequence[Any], shapes: Sequence[Shape], dtype: torch.dtype
             no memory.
     """
     found = list(tensors)
-    for place, (tensor, shape) in enumerate(zip(tensors, shapes, strict=True)):
+    for place, tensor in enumerate(found):
         if tensor is None:
             continue
-        if tensor.shape != shape or tensor.dtype is not dtype or not tensor.is_cpu or is_foreign(tensor):
-            raise _misfit(names[place], tensor, shape, dtype)
-        found[place] = _dense(names[place], tensor)
+        foreign = type(tensor) not in ORDINARY and is_foreign(tensor)
+        if tensor.shape != shapes[place] or tensor.dtype is not dtype or not tensor.is_cpu or foreign:
+            raise _misfit(names[place], tensor, shapes[place], dtype)
+        # Almost every tensor, said briefly; what differs from it is looked at more closely.
+        if (
+            tensor.layout is not _STRIDED
+            or not tensor.is_contiguous()
+            or tensor.is_neg()
+            or not tensor.data_ptr()
+            or tensor.untyped_storage().nbytes() < tensor.nbytes + tensor.storage_offset() * dtype.itemsize
+        ):
+            found[place] = _dense(names[place], tensor)
     return found
 
 
@@ -113,10 +120,8 @@ def read_own(problem: Problem, own: Sequence[Any]) -> list[Any]:
 
 def read_gradients(problem: Problem, grads: Sequence[Any]) -> list[Any]:
     """The gradients of the outputs and of the final states of a direction as its kernels read them; else InputError."""
-    plan, hidden = problem.plan, problem.hidden
-    outputs = len(grads) - len(plan.own_states)
-    shapes = [*[(*problem.rows.shape, hidden)] * outputs, *[(1, problem.batch, hidden)] * len(plan.own_states)]
-    names = ["the gradient of an output"] * outputs + [f"the gradient of final {name}" for name in plan.own_states]
+    states = problem.plan.own_states
+    shapes, names = _of_gradients(problem.rows.shape, problem.batch, problem.hidden, len(grads) - len(states), states)
     return readable(grads, shapes, TYPES[problem.tiling.dtype], names)
 
 
@@ -138,6 +143,15 @@ def own_shapes(gates: int, inputs: int, hidden: int, batch: int, states: int, ve
     """Of the four parameters, the initial states and the vectors, where G * H is ``gates``."""
     of_parameters = [(gates, inputs), (gates, hidden), (gates,), (gates,)]
     return [*of_parameters, *[(1, batch, hidden)] * states, *[(hidden,)] * vectors]
+
+
+@lru_cache(maxsize=128)
+def _of_gradients(
+    rows: Shape, batch: int, hidden: int, outputs: int, states: tuple[str, ...]
+) -> tuple[list[Shape], list[str]]:
+    """The shapes and names of the gradients of so many outputs and of the final states."""
+    shapes = [*[(*rows, hidden)] * outputs, *[(1, batch, hidden)] * len(states)]
+    return shapes, ["the gradient of an output"] * outputs + [f"the gradient of final {name}" for name in states]
 
 
 @lru_cache(maxsize=128)
