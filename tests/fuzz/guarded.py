@@ -17,6 +17,7 @@ import torch
 from torch._C import _functorch
 
 from recollect.engine import buffers
+from recollect.engine.llvm.problem import Parts
 from recollect.stream import links
 
 _PAGE = mmap.PAGESIZE
@@ -79,26 +80,23 @@ def of_array(values: np.ndarray) -> np.ndarray:
 
 
 class _Memory(buffers.Memory):
-    """Memory of the engine, lent so that its last number, or its first one, is beside a guard page."""
+    """Memory of the engine whose last number, or its first one, is beside a guard page."""
 
     __slots__ = ()
 
     def __init__(self, key: tuple[torch.dtype, int]) -> None:
         dtype, count = key
-        self._array = array((count,), str(dtype).removeprefix("torch."))
-        self.nbytes, self._loan = self._array.nbytes, None
-        self.address = self._array.ctypes.data
+        self.array, self._loan = array((count,), str(dtype).removeprefix("torch.")), None
+        self.address, self.nbytes = self.array.ctypes.data, self.array.nbytes
+        self.array.fill(np.nan)
+        assert self.address % _LINE == 0, "parts of the engine's memory begin on cache lines"
 
-    def lend(self, count: int) -> buffers.Loan:
-        whole = self._array
-        self._array = whole[len(whole) - count :] if Side.now == "after" else whole
-        try:
-            self._array.fill(np.nan)
-            self.address = self._array.ctypes.data
-            assert self.address % _LINE == 0, "parts of the engine's memory begin on cache lines"
-            return super().lend(count)
-        finally:
-            self._array = whole
+
+def _lend(self: buffers.Buffer, dtype: torch.dtype, parts: Parts) -> None:
+    """A buffer of exactly its size, where the pool's may be larger."""
+    self._memory = _Memory((dtype, parts.total))
+    self._loan, self._total = self._memory.lend(), parts.total
+    self.addresses = parts.addresses(self._memory.address, dtype.itemsize)
 
 
 _KINDS = (torch.float32, torch.float64, torch.int64, torch.bool)
@@ -148,6 +146,6 @@ def allocations() -> Iterator[None]:
     with ExitStack() as patches:
         for owner, name, copies in functions:
             patches.enter_context(mock.patch.object(owner, name, _guarding(getattr(owner, name), copies=copies)))
-        patches.enter_context(mock.patch.object(buffers, "Memory", _Memory))
+        patches.enter_context(mock.patch.object(buffers.Buffer, "__init__", _lend))
         patches.enter_context(mock.patch.object(links, "_aligned", _aligned))
         yield

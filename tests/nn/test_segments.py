@@ -118,8 +118,8 @@ def test_what_is_not_there_says_so():
         torch.autograd.grad(layer(x)[0].sum(), x, create_graph=True)
 
 
-def test_it_is_shown_and_is_no_part_of_a_file(tmp_path):
+def test_it_is_shown_and_part_of_a_file(tmp_path):
     layer = nn.GRU(INPUTS, H, checkpoint="auto")
     assert "checkpoint=auto" in repr(layer)
     recollect.save(layer, tmp_path / "m.safetensors")
-    assert recollect.load(tmp_path / "m.safetensors").checkpoint is None
+    assert recollect.load(tmp_path / "m.safetensors").checkpoint == "auto"

@@ -56,7 +56,7 @@ def _check_layer(place: str, given: nn.Module, fresh: nn.Module) -> None:
     if values["_buffers"]:
         _refuse(place, f"buffers: {', '.join(values['_buffers'])}", "keep them in a file of their own")
     for name in _added(given, fresh):
-        if hasattr(type(given), name):
+        if hasattr(type(given), name) and _content(values[name]) != _content(getattr(type(given), name)):
             _refuse(place, f"{name} was replaced on this very module", f"del module.{name}, or put it into a hook")
     for name, value in expected.items():
         if not name.startswith("_") and name not in _HOW and _content(values.get(name)) != _content(value):
@@ -73,7 +73,8 @@ def _left_out(given: nn.Module, fresh: nn.Module) -> Iterator[str]:
         if name.endswith("_hooks") and "state_dict" not in name and value and not vars(fresh).get(name):
             yield f"the {name.strip('_').replace('_', ' ')}"
     for name in _added(given, fresh):
-        yield f"the attribute {name}"
+        if not hasattr(type(given), name):  # else it is what the class has anyway
+            yield f"the attribute {name}"
     for name, parameter in given.named_parameters(recurse=False):
         for attribute in vars(parameter):
             yield f"the attribute {name}.{attribute}"

@@ -80,8 +80,8 @@ def _warn_of(path: str, layer: nn.Module, reason: str) -> None:
 
 
 def _is_torchs(layer: nn.Module) -> bool:
-    ours = isinstance(layer, Recurrent | torch_cells.TorchCell)
-    return isinstance(layer, nn.RNNBase | nn.RNNCellBase) and not ours
+    ours = isinstance(layer, (Recurrent, torch_cells.TorchCell))
+    return isinstance(layer, (nn.RNNBase, nn.RNNCellBase)) and not ours
 
 
 def _blank(layer: Any, kind: type) -> nn.Module:
@@ -166,7 +166,7 @@ def _reached(module: nn.Module) -> Iterator[tuple[str, Any]]:
             return
         if isinstance(value, dict):
             parts = [(f"{path}[{key!r}]", part) for key, part in value.items()]
-        elif isinstance(value, list | tuple | set | frozenset):
+        elif isinstance(value, (list, tuple, set, frozenset)):
             parts = [(f"{path}[{place}]", part) for place, part in enumerate(value)]
         elif isinstance(value, functools.partial):
             parts = [(path, part) for part in (value.func, *value.args, *value.keywords.values())]
