@@ -124,6 +124,18 @@ for grad in (False, True):
         found = layer(zeros(20, 6, 5), (zeros(1, 6, 16), zeros(1, 6, 16)))
         assert torch.equal(found[0], expected[0])
         assert torch.equal(layer(zeros(20, 6, 5))[0], expected[0])
+# Parts of them have an address that is not 0, and is none.
+for grad in (False, True):
+    with torch.set_grad_enabled(grad):
+        assert torch.equal(layer(zeros(25, 6, 5)[5:])[0], expected[0])
+        assert torch.equal(layer(zeros(20, 6, 9)[:, :, 4:])[0], expected[0])
+        stack = nn.LSTM(5, 16, 2)
+        wanted = stack(torch.zeros(20, 6, 5), (torch.zeros(2, 6, 16), torch.zeros(2, 6, 16)))[0]
+        assert torch.equal(stack(zeros(20, 6, 5), (zeros(2, 6, 16), zeros(2, 6, 16)))[0], wanted)
+        whole = torch.randn(25, 6, 5)
+        part = whole[5:]
+        whole.untyped_storage().resize_(0)
+        refused(lambda: layer(part), "memory")
 y, (h, c) = layer(x.requires_grad_())
 found = torch.autograd.grad([y, h, c], [x, *layer.parameters()], [zeros(20, 6, 16), zeros(1, 6, 16), zeros(1, 6, 16)])
 assert all(not gradient.any() for gradient in found)

@@ -206,7 +206,12 @@ def part_addresses(memory: torch.Tensor, dtype: torch.dtype, parts: Parts) -> li
         InputError: it is not that much memory of that type.
     """
     fits = memory.dtype is dtype and memory.dim() == 1 and memory.is_cpu and memory.is_contiguous()
-    if not fits or len(memory) < parts.total or memory.untyped_storage().nbytes() < memory.nbytes:
+    if (
+        not fits
+        or memory._is_zerotensor()
+        or len(memory) < parts.total
+        or memory.untyped_storage().nbytes() < memory.nbytes
+    ):
         raise InputError(
             "the memory that was kept for the backward pass does not fit the layer",
             given=f"{memory.dtype} {tuple(memory.shape)} on {memory.device}",

@@ -23,6 +23,9 @@ Shape = tuple[int, ...]
 TYPES = {"float32": torch.float32, "float64": torch.float64}  # that kernels compute in, by their names
 
 _STRIDED = torch.strided
+# A part of a tensor without memory seems to begin at its offset. No system that we know puts memory so low; where one
+# does, tensors are only looked at more closely.
+_LOWEST = 1 << 32
 
 
 def addresses(tensors: Sequence[Any], shapes: Sequence[Shape], dtype: torch.dtype) -> list[int] | None:
@@ -43,7 +46,7 @@ def addresses(tensors: Sequence[Any], shapes: Sequence[Shape], dtype: torch.dtyp
             found.append(tensor.data_ptr())
     except RuntimeError:  # no strides, or no address: a sparse tensor, or one in a layout of oneDNN's
         return None
-    return found if all(found) else None
+    return found if min(found, default=_LOWEST) >= _LOWEST else None
 
 
 def readable(tensors: Sequence[Any], shapes: Sequence[Shape], dtype: torch.dtype, names: Sequence[str]) -> list[Any]:
@@ -70,7 +73,7 @@ def readable(tensors: Sequence[Any], shapes: Sequence[Shape], dtype: torch.dtype
             tensor.layout is not _STRIDED
             or not tensor.is_contiguous()
             or tensor.is_neg()
-            or not tensor.data_ptr()
+            or tensor.data_ptr() < _LOWEST
             or tensor.untyped_storage().nbytes() < tensor.nbytes + tensor.storage_offset() * dtype.itemsize
         ):
             found[place] = _dense(names[place], tensor)
