@@ -35,8 +35,6 @@ libraries = pytest.mark.parametrize("library", LIBRARIES.values(), ids=LIBRARIES
 # torch says once in a process that its fast kernels have no projections; its results are meant all the same.
 projections_warn = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
 
-TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])  # for what a release of torch does otherwise
-
 # What torch raises for a call that it cannot serve; it has no type of its own for that.
 TORCH_ERRORS = (AttributeError, IndexError, RuntimeError, TypeError, ValueError)
 

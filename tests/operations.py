@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import torch
 import torch.nn.functional as F
+
+from versions import TORCH
 
 DTYPES = [torch.float32, torch.float64]
 INF, NAN = float("inf"), float("nan")
@@ -182,6 +186,10 @@ DERIVATIVE_AT_NAN_IS_OPEN = {
     "clamp_min", "clamp_max", "minimum", "maximum",
 }  # fmt: skip
 
+# What comes back to a number at its bound: until torch 2.13 all of it, as here; from 2.14 on a half, or nothing.
+DERIVATIVE_OF_TIES_IS_OPEN = {"fmin", "fmax", "clamp", "clamp_min", "clamp_max"} if TORCH >= (2, 14) else set()
+BOUNDS = (-1.0, 1.0, 2.5, 0.7, -0.1)  # those that are spelled above
+
 
 def open_values(row, leaves):
     """Where torch's value is not what it should be, or depends on the code that it comes from."""
@@ -206,6 +214,9 @@ def open_derivatives(row, leaves):
         found |= x.abs() < torch.finfo(x.dtype).tiny
     if row == "addcdiv":  # the square of z is too small or too large
         found |= ((leaves[2] * leaves[2]) == 0) | ((leaves[2] * leaves[2]).isinf() & leaves[2].isfinite())
+    if row in DERIVATIVE_OF_TIES_IS_OPEN:
+        for left, right in combinations([*leaves, *x.new_tensor(BOUNDS)], 2):
+            found |= left == right
     if row == "clamp" and len(leaves) == 3:  # between coinciding bounds it goes to neither
         found |= leaves[1] == leaves[2]
     return found

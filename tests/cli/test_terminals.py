@@ -153,3 +153,29 @@ def test_names_are_found_and_shown_in_any_locale(tmp_path, fitted, environment):
         assert NAME in said
         assert "Wrote öut.csv" in said
         assert "did you mean" in failures
+
+
+def command(*arguments, **options):
+    """Run a command in a process of its own."""
+    code = "from recollect.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True, check=False, **options
+    )
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux's full device")
+@pytest.mark.parametrize("argument", ["--help", "--version", "datasets"])
+def test_a_full_disk_is_said_in_one_sentence(argument):
+    with open("/dev/full", "wb") as full:
+        done = command(argument, stdout=full)
+    assert (done.returncode, done.stderr) == (2, "Error: No space left on device\n")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX")
+@pytest.mark.parametrize("argument", ["--help", "--version", "datasets"])
+def test_a_reader_that_goes_away_is_no_error_to_speak_of(argument):
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = command(argument, stdout=writing)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from against_torch import (
-    TORCH,
     TORCH_ERRORS,
     B,
     H,
@@ -25,6 +24,7 @@ from against_torch import (
 from recollect import nn
 from recollect.errors import InputError, OptionError
 from tolerances import assert_equal
+from versions import TORCH
 
 pytestmark = projections_warn
 

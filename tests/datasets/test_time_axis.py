@@ -83,6 +83,8 @@ def test_what_isoformat_writes_is_read_back(instants):
         (["2000", "2001-01"], "row 2; given: '2001-01'"),
         (["1958.2"], "row 1; given: '1958.2'"),
         (["99999999999999999999"], "row 1"),
+        (["0001-01-01T00:00+14:00"], "row 1"),  # of the year 0 in UTC, and of the year 10000
+        (["2000-01-01", "9999-12-31T23:00-02:00"], "row 2"),
         (
             ["2000-01-01", "2000-01-03", "2000-01-02"],
             "not sorted: row 3 .*given: 2000-01-02 after 2000-01-03.*sort",

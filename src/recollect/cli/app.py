@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -17,20 +17,23 @@ from recollect.errors import RecollectError
 class _Commands(TyperGroup):
     """Turns what a user can cause into one sentence on standard error: exit code 2, or 130 for Ctrl-C."""
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **kwargs)
+        except RecollectError as error:
+            sentence = f"Error: {error}"
+        except OSError as error:  # but not of a pipe whose reader went away, which is its right
+            place = f": {error.filename}" if error.filename else ""
+            sentence = f"Error: {error.strerror or error}{place}"
+        typer.echo(printable(sentence), err=True)
+        sys.exit(2)
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except RecollectError as error:
-            sentence, code = f"Error: {error}", 2
-        except OSError as error:
-            if error.errno == errno.EPIPE:
-                raise  # the reader of a pipe went away, which is its right
-            place = f": {error.filename}" if error.filename else ""
-            sentence, code = f"Error: {error.strerror or error}{place}", 2
         except KeyboardInterrupt:
-            sentence, code = INTERRUPTED, 130
-        typer.echo(printable(sentence), err=True)
-        raise typer.Exit(code)
+            typer.echo(INTERRUPTED, err=True)
+            raise typer.Exit(130) from None
 
 
 app = typer.Typer(

@@ -114,9 +114,9 @@ def _instant(item: Any, row: int, name: str) -> dt.datetime:
     text = str(item).strip()
     try:
         instant = dt.datetime.fromisoformat(f"{text}-01" if _YEAR_MONTH.fullmatch(text) else text)
-    except ValueError:
+        return instant.astimezone(dt.UTC).replace(tzinfo=None) if instant.tzinfo else instant
+    except (ValueError, OverflowError):  # the latter in the first and last hours of the calendar
         raise _unreadable(name, row, repr(text)) from None
-    return instant.astimezone(dt.UTC).replace(tzinfo=None) if instant.tzinfo else instant
 
 
 def _unreadable(name: str, row: int, given: str) -> DataError:

@@ -69,7 +69,7 @@ def _minimum_partials(out: Any, x: Any, y: Any) -> tuple[Any, Any]:
 
 
 def _clamp(x: Any, low: Any = None, high: Any = None) -> Any:
-    # Selections rather than min and max: the gradient at a bound is 1, as torch has it.
+    # Selections rather than min and max: the gradient at a bound is 1, as torch has it until 2.13.
     for bound, beyond in ((low, "lt"), (high, "gt")):
         if bound is not None:
             outside = apply(beyond, x, bound)
@@ -80,7 +80,7 @@ def _clamp(x: Any, low: Any = None, high: Any = None) -> Any:
 
 
 def _the_number(name: str, nearer: str) -> Derived:
-    """fmin and fmax: the number where the other is NaN. A tie's gradient is the first one's."""
+    """fmin and fmax: the number where the other is NaN. A tie's gradient is the first one's, as in torch until 2.13."""
 
     def expand(x: Any, y: Any) -> Any:
         return where(apply("logical_or", apply(nearer, x, y), _is_nan(y)), x, y)
