@@ -20,6 +20,7 @@ from recollect.cells.cell import Cell
 from recollect.engine.calls import backward, forward, prepare
 from recollect.engine.layout import Layout
 from recollect.engine.llvm.problem import Problem
+from recollect.engine.memory import check_memory
 from recollect.engine.reference import Direction, Extras, Weights
 from recollect.engine.saved import save, saved
 from recollect.errors import NotYetError
@@ -114,7 +115,13 @@ class Segmented(torch.autograd.Function):
 
 def _contiguous(tensors: Sequence[Any]) -> list[Any]:
     """The tensors as kernels go through them, once for all segments."""
-    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
+    found = []
+    for tensor in tensors:
+        if tensor is not None:
+            check_memory("a tensor of a layer that trains in segments", tensor)  # torch would read without
+            tensor = tensor.contiguous()
+        found.append(tensor)
+    return found
 
 
 def _room(x: torch.Tensor, features: int, *, zeros: bool) -> torch.Tensor:

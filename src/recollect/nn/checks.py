@@ -112,6 +112,8 @@ def without_autocast(x: torch.Tensor) -> torch.autocast:
 
 def as_parameters(weight: torch.Tensor, values: Any) -> Any:
     """Under autocast, what other layers made in half precision comes in the type of a layer's parameters."""
+    if isinstance(values, torch.Tensor) and not torch.compiler.is_compiling():
+        check_memory("an input or a state", values)  # torch would read without
     if isinstance(values, (tuple, list)) and not isinstance(values, PackedSequence):
         return tuple(as_parameters(weight, value) for value in values)
     return values.to(weight.dtype) if isinstance(values, (torch.Tensor, PackedSequence)) else values

@@ -233,7 +233,10 @@ def _as_numbers(x: Any, dtype: np.dtype) -> np.ndarray:
 
 def _rows(streams: Any, count: int | None) -> np.ndarray:
     """Which rows an index, several, or a mask mean."""
-    given = np.asarray(streams)
+    try:
+        given = np.asarray(streams)
+    except (TypeError, ValueError, RuntimeError):  # such as lists of unequal lengths
+        given = np.empty((0, 0))
     known = "no streams yet" if count is None else f"{count} streams"
     if given.dtype == bool and given.shape == (count,):
         return np.flatnonzero(given)
