@@ -78,7 +78,7 @@ def _hooks(kind: str) -> Any:
         case "float64 and back":
             return saved_tensors_hooks(lambda t: (t.dtype, t.double()), lambda pair: pair[1].to(pair[0]))
         case "NumPy and back":
-            return saved_tensors_hooks(lambda t: t.detach().to_dense().numpy().copy(), torch.from_numpy)
+            return saved_tensors_hooks(lambda t: t.detach().to_dense().numpy(force=True).copy(), torch.from_numpy)
         case "bfloat16 and back":
             return saved_tensors_hooks(lambda t: (t.dtype, t.bfloat16()), lambda pair: pair[1].to(pair[0]))
         case "other dtype":
@@ -228,7 +228,7 @@ def _check(call: Call) -> None:
     try:
         with _mode(call):
             results, _ = forward()
-    except RecollectError as raised:
+    except (RecollectError, NotImplementedError) as raised:  # torch's own of a layout that its operations do not know
         error = raised
     expected = forward_expected(call)
     _check_expected(error, expected, "forward")

@@ -16,7 +16,7 @@ from recollect.engine.layout import Layout
 from recollect.engine.llvm.machine import host
 from recollect.engine.llvm.problem import Problem
 from recollect.engine.llvm.team import team
-from recollect.engine.memory import is_foreign
+from recollect.engine.memory import check_memory, is_foreign
 from recollect.engine.reference import Direction, Extras, Result, Weights
 from recollect.engine.saved import differentiable, save, saved
 from recollect.engine.segments import Segmented, steps_of
@@ -82,6 +82,10 @@ def description(x: torch.Tensor) -> str:
 def run(cell: Cell, x: torch.Tensor, layout: Layout, directions: Sequence[Direction]) -> list[Result]:
     """Run one layer in all its directions; arguments and results as those of `reference.run`."""
     if not layout.count:  # every row has length 0: nothing to do, and nothing that a kernel could be given
+        for direction in directions:
+            for tensor in (x, *direction.parameters, *(direction.states or ()), *direction.extras.tensors):
+                if tensor is not None:
+                    check_memory("a tensor of the layer", tensor)  # torch would read without
         return [
             reference.run(cell, x, layout, states, weights, extras, reverse=reverse)
             for states, weights, extras, reverse, _ in directions
