@@ -113,6 +113,34 @@ for name in ("x", "state", "weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "length
     )
 
 
+def test_tensors_without_memory_on_the_longer_ways():
+    run(
+        """
+for options in ({"checkpoint": 3}, {"num_layers": 2}, {"zoneout": 0.1}, {"learned_initial_state": True}):
+    layer = nn.LSTM(5, 16, **options)
+    runs = options.get("num_layers", 1)
+    for nbytes in (0, 24):
+        refused(lambda: layer(emptied(x, nbytes)), "memory")
+        refused(lambda: layer(x, (emptied(torch.zeros(runs, 6, 16), nbytes), torch.zeros(runs, 6, 16))), "memory")
+        y, (h, c) = layer(x)
+        if runs == 1:  # else torch's own operations are the first to meet it
+            gradient = emptied(torch.ones(1, 6, 16), nbytes)
+            refused(lambda: torch.autograd.grad(h, layer.weight_ih_l0, gradient), "memory")
+layer.initial_c_l0.untyped_storage().resize_(0)
+refused(lambda: layer(x), "memory")
+cell = nn.LSTMCell(5, 16)
+refused(lambda: cell(emptied(x[0])), "memory")
+refused(lambda: cell(x[0], (emptied(torch.zeros(6, 16)), torch.zeros(6, 16))), "memory")
+refused(lambda: nn.LSTM(5, 16)(emptied(x, 24)), "memory")
+given, layer = x.clone(), nn.LSTM(5, 16)
+h0 = torch.zeros(1, 6, 16, requires_grad=True)
+y, _ = layer(given, (h0, torch.zeros(1, 6, 16)))
+given.untyped_storage().resize_(24)
+refused(lambda: torch.autograd.grad(y.sum(), h0, create_graph=True), "memory")
+"""
+    )
+
+
 def test_zeros_that_are_nowhere_in_memory_are_zeros():
     run(
         """

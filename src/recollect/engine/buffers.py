@@ -209,6 +209,7 @@ def part_addresses(memory: torch.Tensor, dtype: torch.dtype, parts: Parts) -> li
     if (
         not fits
         or memory._is_zerotensor()
+        or memory.is_neg()
         or len(memory) < parts.total
         or memory.untyped_storage().nbytes() < memory.nbytes
     ):

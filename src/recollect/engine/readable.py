@@ -32,7 +32,7 @@ def addresses(tensors: Sequence[Any], shapes: Sequence[Shape], dtype: torch.dtyp
     """Where the numbers of each tensor begin, if a kernel can read all of them as they are; else None.
 
     Args:
-        tensors: each has memory of its own that nobody has made smaller than the tensor.
+        tensors: to be read.
         shapes: of each.
         dtype: of all.
     """
@@ -42,6 +42,8 @@ def addresses(tensors: Sequence[Any], shapes: Sequence[Shape], dtype: torch.dtyp
             if tensor.shape != shape or tensor.dtype is not dtype or not tensor.is_cpu:
                 return None
             if (type(tensor) not in ORDINARY and is_foreign(tensor)) or not tensor.is_contiguous() or tensor.is_neg():
+                return None
+            if tensor.untyped_storage().nbytes() < tensor.nbytes + tensor.storage_offset() * dtype.itemsize:
                 return None
             found.append(tensor.data_ptr())
     except RuntimeError:  # no strides, or no address: a sparse tensor, or one in a layout of oneDNN's

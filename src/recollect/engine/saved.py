@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from recollect.engine.memory import check_memory
 from recollect.errors import InputError
 
 
@@ -59,9 +60,12 @@ def differentiable(ctx: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """As `saved`, but the tensors are those of the graph, for a backward pass that is differentiated itself.
 
     Raises:
-        InputError: one of them has got other memory.
+        InputError: one of them has got other memory, or has none.
     """
     everything = ctx.saved_tensors
+    for tensor in everything:
+        if tensor is not None:
+            check_memory("a tensor that was saved for the backward pass", tensor)  # torch would read without
     for place, leaf, then in ctx.leaves:
         now: torch.Tensor = everything[place]
         if now is leaf and (now.dtype is not then.dtype or now.data_ptr() != then.data_ptr()):

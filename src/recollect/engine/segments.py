@@ -62,9 +62,10 @@ class Segmented(torch.autograd.Function):
         ctx.hidden, ctx.padded = hidden, not (layout.packed or layout.dense)
         outputs = [_room(x, hidden, zeros=ctx.padded) for _ in range(wanted)]
         ctx.batch = layout.batch
-        given = tensors[5 : 5 + len(cell.states)]
+        read = _contiguous(tensors)
+        given = read[5 : 5 + len(cell.states)]
         states = [x.new_zeros(1, ctx.batch, hidden) if each is None else each.clone() for each in given]
-        begun, read = [], _contiguous(tensors)
+        begun = []
         for segment in ctx.segments:
             starts = [state[:, : segment.batch].clone() for state in states]
             begun += starts
@@ -86,8 +87,9 @@ class Segmented(torch.autograd.Function):
         x, hidden, count, of_extras = tensors[0], ctx.hidden, len(ctx.cell.states), len(ctx.extras.tensors)
         extras, begun = ctx.extras.holding(others[:of_extras]), others[of_extras:]
         wanted = len(grads) - count
-        read, douts = _contiguous(tensors), _contiguous(grads[:wanted])
-        dstates = [x.new_zeros(1, ctx.batch, hidden) if grad is None else grad.clone() for grad in grads[wanted:]]
+        read, leaving = _contiguous(tensors), _contiguous(grads)
+        douts = leaving[:wanted]
+        dstates = [x.new_zeros(1, ctx.batch, hidden) if grad is None else grad.clone() for grad in leaving[wanted:]]
         dx = _room(x, x.shape[-1], zeros=ctx.padded) if needed[0] else None
         sums: list[torch.Tensor | None] = [None] * len(tensors)
         every = [*needed[:5], *[True] * count, *needed[5 + count :]]
@@ -96,8 +98,8 @@ class Segmented(torch.autograd.Function):
             problems, given, added = _of_segment(ctx, extras, read, segment, starts)
             [(_, _, memory)] = forward(problems, given, [added], save=True, outputs=_unread(x, hidden, wanted))
             assert memory is not None, "it was told to save"
-            leaving = [*douts, *(each[:, : segment.batch] for each in dstates)]
-            found = backward(problems, [memory], given, [added], every, leaving, dx=dx)
+            upstream = [*douts, *(state[:, : segment.batch] for state in dstates)]
+            found = backward(problems, [memory], given, [added], every, upstream, dx=dx)
             for place, grad in enumerate(found[1:], 1):
                 if grad is None:
                     continue

@@ -15,6 +15,7 @@ from recollect.cells.cell import Cell
 from recollect.engine import dispatch, plain
 from recollect.engine.autograd import obstacle
 from recollect.engine.masks import Masks
+from recollect.engine.memory import check_memory
 from recollect.engine.plan import Variant
 from recollect.engine.precision import is_bfloat16
 from recollect.errors import InputError, NotYetError
@@ -364,6 +365,9 @@ class Recurrent(tracing.RefusesScripts):
         sizes, runs = self._state_sizes(), self.num_layers * self._directions
         if state is None and self.learned_initial_state:
             suffixes = [suffix for layer in range(self.num_layers) for suffix in self._suffixes(layer)]
+            for name in () if torch.compiler.is_compiling() else sizes:
+                for suffix in suffixes:  # which torch would read without memory
+                    check_memory(f"initial_{name}_{suffix}", getattr(self, f"initial_{name}_{suffix}"))
             learned = [
                 torch.stack([getattr(self, f"initial_{name}_{suffix}") for suffix in suffixes]) for name in sizes
             ]
