@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import signal
+import threading
 
 import pytest
 import torch
@@ -15,6 +17,11 @@ WORKER = "PYTEST_XDIST_WORKER" in os.environ  # one of some processes, each of w
 
 if WORKER:  # teams of threads that share cores wait for each other; what needs more threads asks for them
     torch.set_num_threads(1)
+
+
+if threading.current_thread() is threading.main_thread():
+    # A shell starts what runs in the background with Ctrl-C ignored, and processes of ours would do as this one does.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -52,7 +52,12 @@ def train(layer):
                    validation=batches, max_norm=1.0)
     return []
 
-works = [infer, learn, train]
+def settle(layer):
+    with recollect.set_backend("reference"):
+        layer(x)
+    return []
+
+works = [infer, learn, train, settle]
 expected = {(work, layer): work(layer) for work in works for layer in layers}
 chance = random.Random(0)
 
@@ -72,6 +77,7 @@ for turn in range(int(sys.argv[1])):
             signal.setitimer(signal.ITIMER_REAL, 0)
     except KeyboardInterrupt:
         met += 1
+    recollect.set_backend("auto")  # between this call and its block, an interrupt leaves what a plain call would
     assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled(), f"turn {turn}: {work.__name__}"
     assert dispatch.are_kernels_chosen() and not precision.is_bfloat16(torch.float32), f"turn {turn}: {work.__name__}"
     assert model.training and model.layer.training, f"turn {turn}: {work.__name__}"

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import gc
+import itertools
 import queue
 import sys
 import threading
-from contextlib import ExitStack
-from itertools import combinations
 
 import pytest
 import torch
 
 import recollect
 from recollect import nn
-from recollect.engine import precision
+from recollect.engine import precision, settings
 from recollect.engine.dispatch import are_kernels_chosen
 from recollect.engine.llvm.machine import host
 from recollect.engine.precision import is_bfloat16
@@ -111,7 +111,7 @@ def workers():
 def test_blocks_of_two_threads_in_any_order_leave_what_plain_calls_chose(choose, names, look, first, workers, plain_at):
     """In each of the 20 orders of two blocks' three moments, with a plain call of a third thread at each place."""
     first_name, second_name, plain_name = names
-    for places in combinations(range(6), 3):
+    for places in itertools.combinations(range(6), 3):
         choose(first)
         blocks = Block(workers[0], choose, first_name, look), Block(workers[1], choose, second_name, look)
         left = first
@@ -203,22 +203,28 @@ def test_generators_that_take_turns_leave_nothing(choose, names, look, first):
 
 @every_setting
 def test_a_block_that_never_begins_or_fails_to_leaves_no_more_than_a_plain_call(choose, names, look, first):
-    with ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         stack.enter_context(choose(names[0]))
         assert look() == names[0]
     assert look() == first
     with pytest.raises(KeyboardInterrupt):
-        interrupted(lambda: choose(names[0]).__enter__())
+        interrupted(lambda: choose(names[0]).__enter__(), 0)
     assert look() == names[0]  # as a plain call left it
     choose(first)
     assert look() == first
 
 
-def interrupted(function):
-    """Call a function and interrupt it where ``__enter__`` begins."""
+def interrupted(function, moment, names=("__enter__",)):
+    """Call a function and interrupt it at a moment of the functions called so, of settings, and all that they call."""
+    moments, depth = itertools.count(), 0
 
     def trace(frame, event, _):
-        if event == "call" and frame.f_code.co_name == "__enter__":
+        nonlocal depth
+        ours = frame.f_code.co_filename == settings.__file__
+        if event == "call" and not depth and not (ours and frame.f_code.co_name in names):
+            return None
+        depth += (event == "call") - (event == "return")
+        if next(moments) == moment:
             raise KeyboardInterrupt
         return trace
 
@@ -228,6 +234,27 @@ def interrupted(function):
         function()
     finally:
         sys.settrace(before)
+
+
+@every_setting
+def test_an_interrupt_at_any_moment_of_a_block_leaves_no_block(choose, names, look, first):
+    def use():
+        with choose(names[0]), choose(names[1]):
+            pass
+
+    @choose(names[0])
+    def decorated():
+        pass
+
+    for function in (use, decorated):
+        for moment in itertools.count():
+            with contextlib.suppress(KeyboardInterrupt):
+                interrupted(function, moment, ("__enter__", "__exit__"))
+                break
+            choose(first)  # in place of what a plain call would leave
+            assert look() == first
+        assert moment > 30
+    assert look() == first
 
 
 @every_setting

@@ -303,7 +303,7 @@ def _on_llvm(x: torch.Tensor, directions: Sequence[Direction]) -> bool:
 
 def are_kernels_chosen() -> bool:
     """Whether llvm runs whatever it serves: nobody looks on, and no other backend is forced."""
-    return _attention.get() is None and (_backend.blocks.get() or _backend.calls)[-1].name in ("auto", "llvm")
+    return _attention.get() is None and _backend.name() in ("auto", "llvm")
 
 
 def _warn_once(choice: Choice) -> None:

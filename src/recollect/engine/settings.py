@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import inspect
 import weakref
@@ -28,22 +29,26 @@ class Setting:
     """What was chosen, by whom.
 
     Nothing is saved and put back, so however threads, tasks and generators take turns, a block leaves nothing behind.
-    No lock either: each change is one operation on a list or on a variable of the context.
+    No lock either: each change is one operation on a list or on a variable of the context. And a block is known by a
+    weak reference to what its ``with`` statement holds, so that one whose end an interrupt cut short does not count.
 
     Attributes:
         calls: what the process chose; the last one counts.
-        blocks: what ``with`` blocks of this thread or async task chose, which goes before it; the last one counts.
+        blocks: the ``with`` blocks of this thread or async task, which go before it; the last one that is there counts.
         latest: what the last change, of any thread, left chosen. Compilers look at it, see `as_traced`.
     """
 
     def __init__(self, title: str, default: str) -> None:
         self.calls = [Call(default)]
-        self.blocks: ContextVar[Sequence[Chooser]] = ContextVar(title, default=())
+        self.blocks: ContextVar[Sequence[weakref.ref[Chooser]]] = ContextVar(title, default=())
         self.latest = default
 
     def name(self) -> str:
         """The name that counts here and now."""
-        return (self.blocks.get() or self.calls)[-1].name
+        for block in reversed(self.blocks.get()):
+            if (chooser := block()) is not None:
+                return chooser.name
+        return self.calls[-1].name
 
     def call(self, call: Call) -> None:
         """Choose for the process."""
@@ -64,17 +69,21 @@ class Setting:
 
     def enter(self, chooser: Chooser) -> None:
         """Choose for the block that begins."""
-        self.blocks.set((*self.blocks.get(), chooser))
+        self.blocks.set((*self._blocks(), weakref.ref(chooser)))
         self.latest = self.name()
 
     def leave(self, chooser: Chooser) -> None:
         """End the innermost block of ``chooser``; where generators take turns it need not be the innermost of all."""
-        blocks = list(self.blocks.get())
-        if chooser in blocks:  # and not ended in another context than it began in
+        blocks, block = self._blocks(), weakref.ref(chooser)
+        if block in blocks:  # and not ended in another context than it began in
             blocks.reverse()
-            blocks.remove(chooser)
+            blocks.remove(block)
             self.blocks.set(tuple(reversed(blocks)))
         self.latest = self.name()
+
+    def _blocks(self) -> list[weakref.ref[Chooser]]:
+        """Those that have not ended."""
+        return [block for block in self.blocks.get() if block() is not None]
 
 
 class Chooser:
@@ -115,7 +124,7 @@ class Chooser:
 
         @functools.wraps(function)
         def chosen(*args: Any, **kwargs: Any) -> Any:
-            with self:
+            with copy.copy(self):  # which only this call holds
                 return function(*args, **kwargs)
 
         return chosen  # pyright: ignore[reportReturnType]
@@ -130,7 +139,7 @@ def as_traced(setting: Setting, latest: str) -> str:
     The graph keeps what is chosen where it is traced. ``latest`` is ``setting.latest``, which the caller reads for the
     compiler to see: where that changes, the layer is traced anew.
     """
-    return (setting.blocks.get() or setting.calls)[-1].name
+    return setting.name()
 
 
 # As torch.compiler.assume_constant_result marks it, whose import takes longer than that of this package.
