@@ -51,17 +51,24 @@ def _poison():
 
         return made
 
-    lend = buffers.Buffer.__init__
+    lend, give_back = buffers.Buffer.__init__, buffers.Buffer.give_back
 
-    def lend_poisoned(self, dtype, parts):
-        lend(self, dtype, parts)
-        self._memory.array.fill(math.nan)
+    def lend_poisoned(self, dtype, parts, small=None):
+        lend(self, dtype, parts, small)
+        if self._fresh is None:
+            self._memory.array.fill(math.nan)
+
+    def give_back_poisoned(self, kernel):
+        if self._fresh is not None:
+            self._fresh.fill_(math.nan)
+        give_back(self, kernel)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "empty", poisoned(torch.empty))
         patch.setattr(torch, "empty_like", poisoned(torch.empty_like))
         patch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))
         patch.setattr(buffers.Buffer, "__init__", lend_poisoned)
+        patch.setattr(buffers.Buffer, "give_back", give_back_poisoned)
         yield
 
 

@@ -89,9 +89,8 @@ def test_tensors_without_memory():
         """
 for name in ("x", "state", "weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "lengths", "resets"):
     for nbytes, grad, lengths in itertools.product((0, 24), (False, True), (None, [3, 20, 0, 7, 1, 5])):
-        if nbytes and name != "x":
-            continue  # of the others the short way only sees whether there is any
         layer = nn.LSTM(5, 16)
+        layer(x)  # a good call, as which the next one may pass
         given = {"lengths": None if lengths is None else torch.tensor(lengths)}
         args = [x]
         if name == "x":
@@ -105,10 +104,53 @@ for name in ("x", "state", "weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "length
         elif name == "resets":
             given["resets"] = emptied(torch.zeros(20, 6, dtype=torch.bool))
         else:
-            getattr(layer, name).untyped_storage().resize_(0)
+            getattr(layer, name).untyped_storage().resize_(nbytes)
             refused(lambda: layer(x, lengths=[0] * 6), "memory")
         with torch.set_grad_enabled(grad):
             refused(lambda: layer(*args, **given), "memory")
+"""
+    )
+
+
+def test_what_passed_once_opens_the_gate_to_nothing_else():
+    run(
+        """
+from recollect.engine.readable import Gate, addresses
+
+shapes, dtype = [(4, 4), (4,), (1, 2, 3)], torch.float32
+class Own(torch.Tensor):
+    pass
+class Elsewhere(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        return super().__torch_function__(function, types, args, kwargs or {})
+square = torch.randn(4, 4)
+batched = []
+torch.func.vmap(lambda each: batched.append(each) or each)(torch.randn(7, 4, 4))
+bad = [
+    square.t(), square.double(), square.half(), torch.randn(4, 5), torch.randn(16), torch.randn(4, 8)[:, ::2],
+    torch._neg_view(square), square.to_sparse(), square.to_mkldnn(), torch.empty(4, 4, device="meta"),
+    torch._efficientzerotensor(4, 4), torch._efficientzerotensor(8, 4)[4:], emptied(square), emptied(square, 60),
+    square.expand(4, 4, 4)[0].transpose(0, 1), torch.randn(4, 1).expand(4, 4), square.as_subclass(Elsewhere),
+    square.to(torch.complex64), batched[0],
+]
+late = torch.randn(9, 4)[5:]
+late.untyped_storage().resize_(8 * 16)
+bad.append(late)
+good = [square, square.clone().requires_grad_(), torch.nn.Parameter(square.clone()), torch.randn(9, 4)[5:],
+        square.as_subclass(Own), square.t().t(), square]
+for inference in (False, True):
+    gate = Gate(shapes, dtype)
+    with torch.inference_mode(inference):
+        others = torch.randn(4), torch.randn(1, 2, 3)
+        for tensor in good:
+            for _ in range(2):  # the second time by what passed
+                assert gate.addresses((tensor, *others)) == [each.data_ptr() for each in (tensor, *others)]
+        assert gate._guards[inference].check(square, *others)
+        for tensor in bad:
+            assert gate.addresses((square, *others)) is not None
+            assert gate.addresses((tensor, *others)) is None, (tensor.shape, tensor.dtype, tensor.layout)
+            assert addresses((tensor, *others), shapes, dtype) is None
 """
     )
 

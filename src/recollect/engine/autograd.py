@@ -179,11 +179,11 @@ class _Layer(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor | None) -> Any:
         needed, count = ctx.needs_input_grad[_BEFORE_TENSORS:], len(ctx.problems)
         if must_be_differentiable(grads):
-            tensors, others = differentiable(ctx)
+            tensors, others = differentiable(ctx, ctx.saved_tensors)
             ways = _filled(ctx.ways, others[count:])
             found = differentiable_backward(lambda: _Layer.reference(ctx, tensors, ways), tensors, needed, grads)
         else:
-            tensors, others = saved(ctx)
+            tensors, others = saved(ctx, ctx.saved_tensors)
             extras = [extras for extras, _ in _filled(ctx.ways, others[count:])]
             found = backward(ctx.problems, others[:count], tensors, extras, needed, grads)
         return (*[None] * _BEFORE_TENSORS, *found)
@@ -247,11 +247,11 @@ class _Layers(torch.autograd.Function):
         needed, count = ctx.needs_input_grad[_BEFORE_LAYERS:], len(ctx.problems)
         of_extras = 2 * count - 1  # before them stand the memories and what lies between the layers
         if must_be_differentiable(grads):
-            tensors, others = differentiable(ctx)
+            tensors, others = differentiable(ctx, ctx.saved_tensors)
             ways = _filled(ctx.ways, others[of_extras:])
             found = differentiable_backward(lambda: _Layers.reference(ctx, tensors, ways), tensors, needed, grads)
         else:
-            tensors, others = saved(ctx)
+            tensors, others = saved(ctx, ctx.saved_tensors)
             memories, between = others[:count], others[count:of_extras]
             extras = [extras for extras, _ in _filled(ctx.ways, others[of_extras:])]
             found = wavefront.backward(ctx.problems, memories, tensors, between, extras, needed, grads)
@@ -287,14 +287,15 @@ def _filled(ways: Sequence[Way], tensors: Sequence[Any]) -> list[Way]:
 
 def must_be_differentiable(grads: Sequence[torch.Tensor | None]) -> bool:
     """Whether a backward pass is itself to be differentiated or batched, which kernels cannot be."""
-    return torch.is_grad_enabled() or any(map(_is_no_memory, grads))
+    if torch.is_grad_enabled():
+        return True
+    for grad in grads:  # one may stand for something else than its numbers: many gradients at once (vmap over backward)
+        if grad is not None and (_is_batched(grad) or _is_batched_otherwise(grad) or is_foreign(grad)):
+            return True
+    return False
 
 
-def _is_no_memory(grad: torch.Tensor | None) -> bool:
-    """Whether it stands for something else than its numbers, such as many gradients at once (vmap over backward)."""
-    return grad is not None and (
-        _functorch.is_batchedtensor(grad) or _functorch.is_legacy_batchedtensor(grad) or is_foreign(grad)
-    )
+_is_batched, _is_batched_otherwise = _functorch.is_batchedtensor, _functorch.is_legacy_batchedtensor
 
 
 def by_reference(cell: Cell, layout: Layout, x: torch.Tensor, own: Sequence[Any], way: Way) -> Result:

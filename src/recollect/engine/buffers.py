@@ -19,11 +19,16 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from recollect.engine.llvm.problem import Parts
+from recollect.engine.llvm.problem import Parts, Pass
 from recollect.errors import InputError
 
 LIMIT = 512 * 2**20  # bytes that are kept while nobody uses them
+_LEAST = 96 * 2**10  # bytes below which fresh memory, which malloc then has at hand, costs less than a loan
 _MOST_SIZES, _MOST_OF_A_SIZE, _LOOKS = 256, 64, 4
+# Scratch memory of less is kept by its kernel, for so many calls at once; how much that is may come to for all kernels.
+_SCRATCH, _MOST_SCRATCH, _ALL_SCRATCH = 256 * 2**10, 4, 64 * 2**20
+
+_NUMBERS = {dtype: torch.empty(0, dtype=dtype, device="cpu") for dtype in (torch.float32, torch.float64)}
 
 _Key = tuple[torch.dtype, int]
 
@@ -77,10 +82,11 @@ class Pool:
     Args:
         limit: bytes that it keeps, lent or not. For more, what nobody uses is freed, the sizes used least recently
             first; what does not fit then is lent for once and freed when that is over.
+        least: bytes of the smallest memory that it lends; a `Buffer` of less is fresh.
     """
 
-    def __init__(self, limit: int = LIMIT) -> None:
-        self.limit = limit
+    def __init__(self, limit: int = LIMIT, least: int = _LEAST) -> None:
+        self.limit, self.least = limit, least
         self._sizes: dict[_Key, _Size] = {}
         self._clock = itertools.count()
 
@@ -91,9 +97,9 @@ class Pool:
             self._bound_sizes()
             size = self._sizes.setdefault(key, _Size())
         size.used = next(self._clock)
-        for _ in range(min(len(size), _LOOKS)):  # more would take long where all are in use
-            try:
-                memory = size.popleft()
+        for look in range(min(len(size), _LOOKS)):  # more would take long where all are in use
+            try:  # what was lent last may still be in the caches
+                memory = size.popleft() if look else size.pop()
             except IndexError:  # another thread was faster
                 break
             loan = None if memory.in_use else memory.lend()
@@ -162,7 +168,20 @@ def release_buffers() -> int:
         >>> recollect.release_buffers()
         4194304
     """
-    return _pool.release()
+    return _pool.release() + _release_scratch()
+
+
+_with_scratch: weakref.WeakSet[Pass] = weakref.WeakSet()
+
+
+def _release_scratch() -> int:
+    """Free what kernels keep for themselves; returns how many bytes that were."""
+    count = 0
+    for kernel in list(_with_scratch):
+        idle, kernel.scratch = kernel.scratch or [], None
+        count += sum(scratch.nbytes for scratch in idle)
+    _with_scratch.clear()
+    return count
 
 
 def _start_afresh() -> None:
@@ -176,24 +195,60 @@ if hasattr(os, "register_at_fork"):
 
 
 class Buffer:
-    """Uninitialised memory on loan; it may be lent again when this object and its tensor are gone.
+    """Uninitialised memory: fresh where it is small, else on loan until this object and its tensor are gone.
 
     Args:
         dtype: type of the numbers.
         parts: how it is divided.
+        small: bytes below which it is fresh; the pool's least if None.
 
     Attributes:
         addresses: where each part begins.
+        nbytes: of all parts.
     """
 
-    __slots__ = ("_loan", "_memory", "_total", "addresses")
+    __slots__ = ("_fresh", "_loan", "_memory", "_total", "addresses", "nbytes")
 
-    def __init__(self, dtype: torch.dtype, parts: Parts) -> None:
-        self._memory, self._loan = _pool.lend((dtype, parts.room))
-        self.addresses, self._total = parts.addresses(self._memory.address, dtype.itemsize), parts.total
+    def __init__(self, dtype: torch.dtype, parts: Parts, small: int | None = None) -> None:
+        itemsize, self._total = dtype.itemsize, parts.total
+        self.nbytes = itemsize * parts.total
+        self._fresh: torch.Tensor | None = None
+        if self.nbytes < (_pool.least if small is None else small):
+            self._fresh = _NUMBERS[dtype].new_empty(parts.total)  # faster than torch.empty with a dtype and a device
+            self.addresses = parts.addresses(self._fresh.data_ptr(), itemsize)
+        else:
+            self._memory, self._loan = _pool.lend((dtype, parts.room))
+            self.addresses = parts.addresses(self._memory.address, itemsize)
+
+    @classmethod
+    def scratch(cls, kernel: Pass, dtype: torch.dtype) -> Buffer:
+        """Memory that a kernel has for itself while it runs, and which is to `give_back` then."""
+        idle = kernel.scratch
+        try:
+            return idle.pop() if idle else cls(dtype, kernel.parts, _SCRATCH)
+        except IndexError:  # another thread was faster
+            return cls(dtype, kernel.parts, _SCRATCH)
+
+    def give_back(self, kernel: Pass) -> None:
+        """Leave it to the kernel's next call if it is small: there a loan costs as much as the kernel's run.
+
+        Where an exception comes first, it is freed.
+        """
+        if self._fresh is None:
+            return
+        if kernel.scratch is None:
+            held = sum(idle.nbytes for known in list(_with_scratch) for idle in known.scratch or ())
+            if held + self.nbytes > _ALL_SCRATCH:
+                _release_scratch()
+            kernel.scratch = []
+            _with_scratch.add(kernel)
+        if len(kernel.scratch) < _MOST_SCRATCH:
+            kernel.scratch.append(self)
 
     def tensor(self) -> torch.Tensor:
-        """All of it, flat. The loan lasts as long as this tensor or a view of it, wherever autograd keeps it."""
+        """All of it, flat. A loan lasts as long as this tensor or a view of it, wherever autograd keeps it."""
+        if self._fresh is not None:
+            return self._fresh
         array = self._memory.array[: self._total].view(_Lent)
         array.loan = self._loan
         return torch.from_numpy(array)

@@ -237,7 +237,7 @@ def forward_part(
     final = [x.new_empty((1, batch, width)) for _ in plan.states]
     given, alive = _given(problem, extras)
     kernel = problem.train if save else problem.infer
-    scratch, kept = Buffer(x.dtype, kernel.parts), None
+    scratch, kept = Buffer.scratch(kernel, x.dtype), None
     if save and memory is None:
         buffer = Buffer(x.dtype, problem.kept)
         memory, kept = buffer.tensor(), buffer.addresses
@@ -247,6 +247,7 @@ def forward_part(
     written = map(_address, outputs), map(_address, final)
     addresses = forward_addresses(plan, read, *written, starts, map(_address, vectors), scratch.addresses, kept, given)
     yield kernel, kernel.arguments(addresses, problem.rows.values)
+    scratch.give_back(kernel)
     del final[count:], alive, scratch
     if width != hidden:
         final = [each[:, :, :hidden].contiguous() for each in final]
@@ -316,7 +317,39 @@ def backward(
     return [dx, *result]
 
 
-def _of_sums(problem: Problem, sums: torch.Tensor) -> list[torch.Tensor]:
+def backward_addresses(
+    problem: Problem,
+    read: Sequence[int],
+    written: Sequence[int],
+    kept: Iterable[int],
+    doutputs: Sequence[int],
+    dstates: Iterable[int],
+    vectors: Iterable[int],
+    scratch: Iterable[int],
+    given: Iterable[int] = (),
+    leaving: Iterable[int] = (),
+) -> tuple[int, ...]:
+    """The addresses of a backward pass in the order of `Problem.backward`.
+
+    Args:
+        problem: of the direction.
+        read: of x and the two matrices.
+        written: of the gradients of x and of the two matrices, 0 for one that is not wanted, and of the sums.
+        kept: of the parts of what the forward pass left.
+        doutputs: of the gradient of each output; 0 for one that there is not.
+        dstates: of the gradient of each state, and of each state's at resets.
+        vectors: of each vector.
+        scratch: of the parts of the pass's own memory.
+        given: of `_given`.
+        leaving: of `Problem.leaving`.
+    """
+    (x, ih, hh), (dx, dw_ih, dw_hh, sums) = read, written
+    rows, strides = [each or problem.zeros for each in doutputs], [problem.hidden if each else 0 for each in doutputs]
+    matrices = (x, dx, ih, hh, dw_ih, dw_hh, sums)
+    return (*matrices, *kept, *rows, *strides, *dstates, *vectors, *given, *leaving, *scratch)
+
+
+def of_sums(problem: Problem, sums: torch.Tensor) -> list[torch.Tensor]:
     """The gradients of the two biases, which may be one tensor, and of the vectors: the sums over rows hold them."""
     plan, hidden, gates = problem.plan, problem.hidden, problem.gates
     dbias = sums if len(sums) == gates else sums[:gates]
@@ -357,17 +390,22 @@ def backward_part(
     watched = extras.watched
     kernel = problem.backward if watched is None else problem.watched_backward
     leaving = None if watched is None else Buffer(x.dtype, problem.leaving)
-    scratch = Buffer(x.dtype, kernel.parts)
-    addresses = (
-        x.data_ptr(), *[0 if each is None else each.data_ptr() for each in (dx, weight_ih, weight_hh, dw_ih, dw_hh)],
-        sums.data_ptr(), *part_addresses(memory, x.dtype, problem.kept),
-        *[problem.zeros if each is None else each.data_ptr() for each in doutputs],
-        *[0 if each is None else hidden for each in doutputs],
-        *[first + of_state * place for first in grads_at for place in range(len(plan.states))],
-        *map(_address, rest[count:]), *given, *(() if leaving is None else leaving.addresses), *scratch.addresses,
-    )  # fmt: skip
+    scratch = Buffer.scratch(kernel, x.dtype)
+    addresses = backward_addresses(
+        problem,
+        (x.data_ptr(), weight_ih.data_ptr(), weight_hh.data_ptr()),
+        [0 if each is None else each.data_ptr() for each in (dx, dw_ih, dw_hh, sums)],
+        part_addresses(memory, x.dtype, problem.kept),
+        [0 if each is None else each.data_ptr() for each in doutputs],
+        [first + of_state * place for first in grads_at for place in range(len(plan.states))],
+        map(_address, rest[count:]),
+        scratch.addresses,
+        given,
+        () if leaving is None else leaving.addresses,
+    )
     yield kernel, kernel.arguments(addresses, problem.rows.values)
-    del alive, doutputs
+    scratch.give_back(kernel)
+    del alive, doutputs, scratch
     if watched is not None and leaving is not None:
         watched.saw_backward(_states_in(leaving.tensor(), problem.leaving, problem))
     dinitial: list[Any] = [None] * count
@@ -375,6 +413,6 @@ def backward_part(
         dinitial = list((dstates if restarts is None else dstates + restarts)[:, :, :hidden].split(1))
         if extras.feed_mask is not None:
             dinitial[0] = dinitial[0] + dinitial.pop() * extras.feed_mask
-    dbias_ih, dbias_hh, *dvectors = _of_sums(problem, sums)
+    dbias_ih, dbias_hh, *dvectors = of_sums(problem, sums)
     found = [dw_ih, dw_hh, dbias_ih, dbias_hh, *dinitial, *dvectors]
     return [dx, *(grad if wanted else None for grad, wanted in zip(found, needed, strict=True))]

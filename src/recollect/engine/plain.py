@@ -17,12 +17,19 @@ import torch
 from recollect.cells.cell import Cell
 from recollect.engine.autograd import any_requires_grad, by_reference, differentiable_backward, must_be_differentiable
 from recollect.engine.buffers import Buffer
-from recollect.engine.calls import backward, forward_addresses, kept_problem, new_problem
+from recollect.engine.calls import (
+    backward,
+    backward_addresses,
+    forward_addresses,
+    kept_problem,
+    new_problem,
+    of_sums,
+)
 from recollect.engine.layout import Layout, dense
 from recollect.engine.llvm.problem import Problem
 from recollect.engine.llvm.team import team
 from recollect.engine.plan import Variant
-from recollect.engine.readable import addresses
+from recollect.engine.readable import Gate
 from recollect.engine.reference import PLAIN
 from recollect.engine.saved import differentiable, save, saved
 
@@ -54,7 +61,7 @@ def run(
     if calls is None:
         return None
     tensors = (x, *parameters)
-    read = addresses(tensors, calls.shapes, dtype)
+    read = calls.gate.addresses(tensors)
     if read is None:
         return None
     layout, problem = calls.layout, calls.problem
@@ -73,7 +80,7 @@ class _Calls:
     """What calls of the same sizes share.
 
     Attributes:
-        shapes: of x and the parameters.
+        gate: for x and the parameters.
         layout, problem: those without padding.
     """
 
@@ -87,7 +94,11 @@ class _Calls:
         self.problem = kept_problem(*self._sizes, layout, False, *self._threads)
         gates, states = self.problem.gates, len(cell.states)
         biases = [(gates,)] * 2 if bias else []
-        self.shapes = [shape, (gates, inputs), (gates, hidden), *biases, *[(hidden,)] * len(cell.vectors)]
+        matrices, vectors = [(gates, inputs), (gates, hidden)], [(hidden,)] * len(cell.vectors)
+        self.gate = Gate([shape, *matrices, *biases, *vectors], dtype)
+        # For what the backward pass reads where only the output has a gradient, which most calls are.
+        kept, doutput = (self.problem.kept.total,), (*rows, hidden)
+        self._gate_back = Gate([shape, *matrices, kept, doutput, *vectors], dtype)
         self._starts, self._wider = [self.problem.zeros] * states, self.problem.width != hidden
         # For results to be made like them, without memory of their own.
         number = torch.zeros(1, dtype=dtype, device="cpu")
@@ -106,11 +117,12 @@ class _Calls:
         """
         kernel = problem.infer if kept is None else problem.train
         results = [torch.empty_like(each) for each in self._results]
-        scratch = Buffer(self._dtype, kernel.parts)
+        scratch = Buffer.scratch(kernel, self._dtype)
         read, vectors = (read[:5], read[5:]) if self._bias else ((*read[:3], 0, 0), read[3:])
         output, *final = [each.data_ptr() for each in results]
         values = forward_addresses(problem.plan, read, (output,), final, self._starts, vectors, scratch.addresses, kept)
         kernel.run(kernel.arguments(values, problem.rows.values))
+        scratch.give_back(kernel)
         if self._wider:
             results[1:] = [each[:, :, : problem.hidden].contiguous() for each in results[1:]]
         if not layout.dense:
@@ -135,6 +147,39 @@ class _Calls:
         found = backward([problem], [kept], self._own(tensors), [PLAIN], self._own(needed), grads)
         count = len(found) - len(self._cell.vectors)
         return [*found[: 5 if self._bias else 3], *found[count:]]
+
+    def backward_of_output(
+        self, tensors: Sequence[torch.Tensor], kept: torch.Tensor, needed: Sequence[bool], doutput: torch.Tensor
+    ) -> list[torch.Tensor | None] | None:
+        """As `backward` without padding, where only the output has a gradient; None where something is unusual."""
+        x, weight_ih, weight_hh = tensors[:3]
+        vectors = tensors[5 if self._bias else 3 :]
+        read = self._gate_back.addresses((x, weight_ih, weight_hh, kept, doutput, *vectors))
+        if read is None:
+            return None
+        problem, dw_ih, dw_hh = self.problem, None, None
+        plan, kernel, itemsize = problem.plan, problem.backward, self._dtype.itemsize
+        dx = torch.empty_like(x) if needed[0] else None
+        if needed[0] or needed[1]:
+            dw_ih, dw_hh = torch.empty_like(weight_ih), torch.empty_like(weight_hh)
+        sums, scratch = x.new_empty(problem.sums), Buffer.scratch(kernel, self._dtype)
+        dstates = x.new_zeros(len(plan.states), problem.batch, problem.grad_width)
+        first, of_state = dstates.data_ptr(), problem.batch * problem.grad_width * itemsize
+        values = backward_addresses(
+            problem,
+            read[:3],
+            [0 if each is None else each.data_ptr() for each in (dx, dw_ih, dw_hh, sums)],
+            problem.kept.addresses(read[3], itemsize),
+            read[4:5],
+            range(first, first + of_state * len(plan.states), of_state),
+            read[5:],
+            scratch.addresses,
+        )
+        kernel.run(kernel.arguments(values, problem.rows.values))
+        scratch.give_back(kernel)
+        dbias_ih, dbias_hh, *dvectors = of_sums(problem, sums)
+        found = [dx, dw_ih, dw_hh, *((dbias_ih, dbias_hh) if self._bias else ()), *dvectors]
+        return [grad if need else None for grad, need in zip(found, needed, strict=True)]
 
     def _own(self, tensors: Sequence[Any]) -> list[Any]:
         """With None for biases and initial states that there are not."""
@@ -179,11 +224,16 @@ class _Call(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> Any:
         calls, layout, needed = ctx.calls, ctx.layout, ctx.needs_input_grad[_BEFORE_TENSORS:]
-        if must_be_differentiable(grads):
-            tensors, _ = differentiable(ctx)
+        everything, (doutput, *others) = ctx.saved_tensors, grads
+        found = None
+        if layout.dense and doutput is not None and others.count(None) == len(others) and not torch.is_grad_enabled():
+            tensors, (kept,) = saved(ctx, everything)
+            found = calls.backward_of_output(tensors, kept, needed, doutput)  # most calls by far
+        if found is None and must_be_differentiable(grads):
+            tensors, _ = differentiable(ctx, everything)
             found = differentiable_backward(lambda: calls.by_reference(layout, tensors), tensors, needed, grads)
-        else:
-            tensors, (kept,) = saved(ctx)
+        elif found is None:
+            tensors, (kept,) = saved(ctx, everything)
             found = calls.backward(ctx.problem, layout, tensors, kept, needed, grads)
         return (*[None] * _BEFORE_TENSORS, *found)
 

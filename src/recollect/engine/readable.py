@@ -7,6 +7,7 @@ memory that is large enough, laid out as the kernel goes through it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 
 from recollect.engine.llvm.problem import Problem
-from recollect.engine.memory import ORDINARY, check_memory, is_foreign
+from recollect.engine.memory import address, check_memory, is_foreign, is_plain
 from recollect.engine.reference import PLAIN, Extras
 from recollect.errors import InputError
 
@@ -22,10 +23,12 @@ Shape = tuple[int, ...]
 
 TYPES = {"float32": torch.float32, "float64": torch.float64}  # that kernels compute in, by their names
 
+try:  # torch's own, and not public: where it is missing, tensors are looked at one by one
+    from torch._C._dynamo.guards import TensorGuards as _TensorGuards
+except ImportError:
+    _TensorGuards = None
+
 _STRIDED = torch.strided
-# A part of a tensor without memory seems to begin at its offset. No system that we know puts memory so low; where one
-# does, tensors are only looked at more closely.
-_LOWEST = 1 << 32
 
 
 def addresses(tensors: Sequence[Any], shapes: Sequence[Shape], dtype: torch.dtype) -> list[int] | None:
@@ -41,14 +44,56 @@ def addresses(tensors: Sequence[Any], shapes: Sequence[Shape], dtype: torch.dtyp
         for tensor, shape in zip(tensors, shapes, strict=True):
             if tensor.shape != shape or tensor.dtype is not dtype or not tensor.is_cpu:
                 return None
-            if (type(tensor) not in ORDINARY and is_foreign(tensor)) or not tensor.is_contiguous() or tensor.is_neg():
+            if is_foreign(tensor) or not tensor.is_contiguous() or tensor.is_neg():
                 return None
-            if tensor.untyped_storage().nbytes() < tensor.nbytes + tensor.storage_offset() * dtype.itemsize:
-                return None
-            found.append(tensor.data_ptr())
+            found.append(address(tensor, tensor.nbytes))
     except RuntimeError:  # no strides, or no address: a sparse tensor, or one in a layout of oneDNN's
         return None
-    return found if min(found, default=_LOWEST) >= _LOWEST else None
+    return None if 0 in found else found
+
+
+class Gate:
+    """`addresses` for calls of one kind, one after the other.
+
+    What was found of some tensors is true of all others that equal them in class, dtype, device, layout, shape and
+    strides. torch.compile's guards compare that for all of a call's tensors at once, in the time that Python takes to
+    look at one or two; then only their memory is left to be looked at.
+
+    Args:
+        shapes, dtype: as for `addresses`.
+    """
+
+    _MOST = 100  # guards that are made; calls that differ that often are looked at one by one
+
+    def __init__(self, shapes: Sequence[Shape], dtype: torch.dtype) -> None:
+        self._shapes, self._dtype = shapes, dtype
+        self._nbytes = [math.prod(shape) * dtype.itemsize for shape in shapes]
+        # By whether inference mode is on, which guards look at, too.
+        self._guards: dict[bool, Any] = {}
+        self._made = 0 if _TensorGuards else self._MOST
+
+    def addresses(self, tensors: Sequence[torch.Tensor]) -> list[int] | None:
+        """Where the numbers of each tensor begin, if a kernel can read all of them as they are; else None."""
+        guard = self._guards.get(torch.is_inference_mode_enabled())
+        if guard is None or not guard.check(*tensors):
+            found = addresses(tensors, self._shapes, self._dtype)
+            if found is not None and self._made < self._MOST and all(map(is_plain, tensors)):
+                self._remember(tensors)
+            return found
+        found = []
+        for tensor, nbytes in zip(tensors, self._nbytes, strict=True):
+            whole = not tensor.storage_offset() and tensor.untyped_storage().nbytes() >= nbytes  # as most are
+            found.append(tensor.data_ptr() if whole else address(tensor, nbytes))
+        return None if 0 in found else found
+
+    def _remember(self, tensors: Sequence[torch.Tensor]) -> None:
+        self._made += 1
+        sizes: Any = [[*each.shape] for each in tensors]
+        strides: Any = [[*each.stride()] for each in tensors]
+        guard = _TensorGuards(  # pyright: ignore[reportOptionalCall]  (none are made then)
+            *tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides
+        )
+        self._guards[torch.is_inference_mode_enabled()] = guard
 
 
 def readable(tensors: Sequence[Any], shapes: Sequence[Shape], dtype: torch.dtype, names: Sequence[str]) -> list[Any]:
@@ -67,16 +112,14 @@ def readable(tensors: Sequence[Any], shapes: Sequence[Shape], dtype: torch.dtype
     for place, tensor in enumerate(found):
         if tensor is None:
             continue
-        foreign = type(tensor) not in ORDINARY and is_foreign(tensor)
-        if tensor.shape != shapes[place] or tensor.dtype is not dtype or not tensor.is_cpu or foreign:
+        if tensor.shape != shapes[place] or tensor.dtype is not dtype or not tensor.is_cpu or is_foreign(tensor):
             raise _misfit(names[place], tensor, shapes[place], dtype)
         # Almost every tensor, said briefly; what differs from it is looked at more closely.
         if (
             tensor.layout is not _STRIDED
             or not tensor.is_contiguous()
             or tensor.is_neg()
-            or tensor.data_ptr() < _LOWEST
-            or tensor.untyped_storage().nbytes() < tensor.nbytes + tensor.storage_offset() * dtype.itemsize
+            or not address(tensor, tensor.nbytes)
         ):
             found[place] = _dense(names[place], tensor)
     return found

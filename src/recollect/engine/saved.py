@@ -42,13 +42,14 @@ def save(ctx: Any, tensors: Sequence[Any], others: Sequence[Any] = ()) -> None:
     ctx.save_for_backward(*given, *others)
 
 
-def saved(ctx: Any) -> tuple[list[Any], tuple[Any, ...]]:
+def saved(ctx: Any, everything: Sequence[Any]) -> tuple[list[Any], Sequence[Any]]:
     """What `save` was given: ``tensors`` with the numbers that they had then, and ``others``.
 
-    Raises:
-        RuntimeError: torch's own: a tensor was changed in place, or the graph was freed.
+    Args:
+        ctx: of the Function.
+        everything: ``ctx.saved_tensors``, which a backward pass may ask for once. That raises RuntimeError where a
+            tensor was changed in place, or the graph was freed.
     """
-    everything = ctx.saved_tensors
     tensors = list(everything[: ctx.given])
     for place, leaf, then in ctx.leaves:
         if tensors[place] is leaf:  # and not what a hook has made of it
@@ -56,13 +57,12 @@ def saved(ctx: Any) -> tuple[list[Any], tuple[Any, ...]]:
     return tensors, everything[ctx.given :]
 
 
-def differentiable(ctx: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+def differentiable(ctx: Any, everything: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
     """As `saved`, but the tensors are those of the graph, for a backward pass that is differentiated itself.
 
     Raises:
         InputError: one of them has got other memory, or has none.
     """
-    everything = ctx.saved_tensors
     for tensor in everything:
         if tensor is not None:
             check_memory("a tensor that was saved for the backward pass", tensor)  # torch would read without

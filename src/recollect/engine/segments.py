@@ -83,7 +83,7 @@ class Segmented(torch.autograd.Function):
                 "a layer that runs in segments has first derivatives only", given="create_graph=True",
                 remedy="checkpoint=None",
             )  # fmt: skip
-        needed, (tensors, others) = ctx.needs_input_grad[_BEFORE_TENSORS:], saved(ctx)
+        needed, (tensors, others) = ctx.needs_input_grad[_BEFORE_TENSORS:], saved(ctx, ctx.saved_tensors)
         x, hidden, count, of_extras = tensors[0], ctx.hidden, len(ctx.cell.states), len(ctx.extras.tensors)
         extras, begun = ctx.extras.holding(others[:of_extras]), others[of_extras:]
         wanted = len(grads) - count

@@ -112,7 +112,7 @@ def without_autocast(x: torch.Tensor) -> torch.autocast:
 
 def as_parameters(weight: torch.Tensor, values: Any) -> Any:
     """Under autocast, what other layers made in half precision comes in the type of a layer's parameters."""
-    if isinstance(values, torch.Tensor) and not torch.compiler.is_compiling():
+    if isinstance(values, torch.Tensor):
         check_memory("an input or a state", values)  # torch would read without
     if isinstance(values, (tuple, list)) and not isinstance(values, PackedSequence):
         return tuple(as_parameters(weight, value) for value in values)
@@ -143,8 +143,7 @@ def check_input(x: torch.Tensor, weight: torch.Tensor, input_size: int, layouts:
     if x.dim() not in layouts:
         expected = ", or ".join(layouts.values())
         raise InputError("the input has the wrong number of dimensions", given=tuple(x.shape), expected=expected)
-    if not torch.compiler.is_compiling():
-        check_memory("the input", x)
+    check_memory("the input", x)
     if not x.is_floating_point():
         raise InputError(
             "the input must hold floating-point numbers",
@@ -200,8 +199,7 @@ def check_states(state: Any, shapes: Mapping[str, tuple[int, ...]], x: torch.Ten
                 given=tuple(each.shape) if isinstance(each, torch.Tensor) else type(each).__name__,
                 expected=f"{shape}: {axes}",
             )
-        if not torch.compiler.is_compiling():
-            check_memory(f"state {name!r}", each)
+        check_memory(f"state {name!r}", each)
         if each.dtype != x.dtype or each.device != x.device:
             raise InputError(
                 f"state {name!r} and the input differ",

@@ -365,9 +365,8 @@ class Recurrent(tracing.RefusesScripts):
         sizes, runs = self._state_sizes(), self.num_layers * self._directions
         if state is None and self.learned_initial_state:
             suffixes = [suffix for layer in range(self.num_layers) for suffix in self._suffixes(layer)]
-            for name in () if torch.compiler.is_compiling() else sizes:
-                for suffix in suffixes:  # which torch would read without memory
-                    check_memory(f"initial_{name}_{suffix}", getattr(self, f"initial_{name}_{suffix}"))
+            for own in (f"initial_{name}_{suffix}" for name in sizes for suffix in suffixes):
+                check_memory(own, getattr(self, own))  # torch would read without
             learned = [
                 torch.stack([getattr(self, f"initial_{name}_{suffix}") for suffix in suffixes]) for name in sizes
             ]

@@ -9,6 +9,7 @@ import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate
+from struct import Struct
 from typing import Any
 
 import numpy as np
@@ -44,10 +45,11 @@ class Parts:
     def __init__(self, *counts: int) -> None:
         *self.starts, self.total = accumulate((round_up(count, _LINE) for count in counts), initial=0)
         self.room = round_up(self.total, max(1024, 1 << max(0, self.total.bit_length() - 3)))
+        self._offsets = {itemsize: [start * itemsize for start in self.starts] for itemsize in set(SIZE.values())}
 
     def addresses(self, begin: int, itemsize: int) -> list[int]:
         """Where each part begins of a buffer that begins at that address, with so many bytes a number."""
-        return [begin + start * itemsize for start in self.starts]
+        return list(map(begin.__add__, self._offsets[itemsize]))
 
 
 class Pass:
@@ -57,15 +59,19 @@ class Pass:
         function: the kernel.
         sizes: value of each slot that is a size; the others are addresses.
         names: the slots that `arguments` takes, which are the last ones.
-        parts: how its own memory is divided.
+        parts: how its scratch memory is divided.
+
+    Attributes:
+        scratch: memory for that of which no call makes use now, or None; see `buffers.Buffer.scratch`.
     """
 
     def __init__(self, function: Function, sizes: dict[str, int], names: Sequence[str], parts: Parts) -> None:
         self._function, self.parts = function, parts
+        self.scratch: list[Any] | None = None
         kind = ctypes.c_int64 * len(function.slots)
         self._template = kind(*(sizes.get(slot, 0) for slot in function.slots))
-        self._first = len(function.slots) - len(names)
-        self._copy = kind.from_buffer_copy
+        self._begin = 8 * (len(function.slots) - len(names))  # bytes
+        self._copy, self._write = kind.from_buffer_copy, Struct(f"{len(names)}q").pack_into
 
     def prepared(self, values: Mapping[str, int]) -> ctypes.Array[ctypes.c_int64]:
         """Arguments with the values of some slots by name, for who keeps them and calls an `entry`."""
@@ -91,7 +97,7 @@ class Pass:
         """The kernel's arguments; ``rows`` are the `Rows.values` of a kernel that has some."""
         arguments = self._copy(self._template)
         arguments[: len(rows)] = rows
-        arguments[self._first :] = addresses  # of another number it would raise
+        self._write(arguments, self._begin, *addresses)  # of another number it would raise
         return arguments
 
     @cached_property
