@@ -179,3 +179,29 @@ def test_a_reader_that_goes_away_is_no_error_to_speak_of(argument):
     done = command(argument, stdout=writing)
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems say it otherwise")
+@pytest.mark.parametrize("gone", ["stdout", "stderr", "both"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["fit", "sunspots", "--horizon", "3", "--context-length", "6", "--hidden-size", "4", "--epochs", "2"],
+        ["datasets", "sunspots"],
+        ["describe", "lstm", "--html"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_readers_that_go_away_cost_no_work(arguments, gone, tmp_path):
+    """As in ``recollect fit ... | true``."""
+    target = tmp_path / "out"
+    if "--html" not in arguments:
+        arguments = [*arguments, "-o"]
+    ends, streams = os.pipe(), {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    os.close(ends[0])
+    streams |= dict.fromkeys(streams if gone == "both" else [gone], ends[1])
+    code = "from recollect.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, *arguments, str(target)], check=False, **streams)
+    os.close(ends[1])
+    assert done.returncode == 0
+    assert target.stat().st_size > 100

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 import recollect
 from recollect.cli import INTERRUPTED, bench, data, describe, diagnose, fit, forecast
+from recollect.cli.terminal import unread
 from recollect.cli.text import printable
 from recollect.errors import RecollectError
 
@@ -18,15 +19,16 @@ class _Commands(TyperGroup):
     """Turns what a user can cause into one sentence on standard error: exit code 2, or 130 for Ctrl-C."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return super().main(*args, **kwargs)
-        except RecollectError as error:
-            sentence = f"Error: {error}"
-        except OSError as error:  # but not of a pipe whose reader went away, which is its right
-            place = f": {error.filename}" if error.filename else ""
-            sentence = f"Error: {error.strerror or error}{place}"
-        typer.echo(printable(sentence), err=True)
-        sys.exit(2)
+        with unread():
+            try:
+                return super().main(*args, **kwargs)
+            except RecollectError as error:
+                sentence = f"Error: {error}"
+            except OSError as error:
+                place = f": {error.filename}" if error.filename else ""
+                sentence = f"Error: {error.strerror or error}{place}"
+            typer.echo(printable(sentence), err=True)
+            sys.exit(2)
 
     def invoke(self, ctx: Any) -> Any:
         try:

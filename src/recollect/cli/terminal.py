@@ -1,8 +1,11 @@
-"""Tables that show all of their cells."""
+"""Where a command shows things: tables with all of their cells, and streams whose reader may go away."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -11,6 +14,48 @@ from rich.segment import Segment
 from rich.table import Table
 
 _ANY_WIDTH = 1_000_000
+
+
+@contextmanager
+def unread() -> Iterator[None]:
+    """Let a command go on to its end where nobody reads its output any more, as in ``recollect fit ... | head -1``.
+
+    What it writes to files is not lost then; what it would have shown is.
+    """
+    streams: Any = sys.stdout, sys.stderr
+    shown: Any = [stream and _Stream(stream) for stream in streams]  # a process may have none
+    sys.stdout, sys.stderr = shown
+    try:
+        yield
+    finally:
+        for stream in filter(None, shown):
+            stream.flush()
+        sys.stdout, sys.stderr = streams
+
+
+class _Stream:
+    """A stream that is turned to the null device where its reader goes away."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._try(lambda: self._stream.write(text))
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, do: Callable[[], Any]) -> Any:
+        try:
+            return do()
+        except BrokenPipeError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())
+            os.close(null)
+            return do()
 
 
 class Terminal(Console):

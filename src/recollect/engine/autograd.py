@@ -16,9 +16,10 @@ from recollect.engine.layout import Layout
 from recollect.engine.llvm.machine import host
 from recollect.engine.llvm.problem import Problem
 from recollect.engine.llvm.team import team
-from recollect.engine.memory import check_memory, is_foreign
+from recollect.engine.memory import is_foreign
+from recollect.engine.readable import read_extras, read_input, read_own
 from recollect.engine.reference import Direction, Extras, Result, Weights
-from recollect.engine.saved import differentiable, save, saved
+from recollect.engine.saved import differentiable, must_be_differentiable, save, saved
 from recollect.engine.segments import Segmented, steps_of
 
 
@@ -81,17 +82,13 @@ def description(x: torch.Tensor) -> str:
 
 def run(cell: Cell, x: torch.Tensor, layout: Layout, directions: Sequence[Direction]) -> list[Result]:
     """Run one layer in all its directions; arguments and results as those of `reference.run`."""
-    if not layout.count:  # every row has length 0: nothing to do, and nothing that a kernel could be given
-        for direction in directions:
-            for tensor in (x, *direction.parameters, *(direction.states or ()), *direction.extras.tensors):
-                if tensor is not None:
-                    check_memory("a tensor of the layer", tensor)  # torch would read without
-        return [
-            reference.run(cell, x, layout, states, weights, extras, reverse=reverse)
-            for states, weights, extras, reverse, _ in directions
-        ]
     problems, tensors = prepare(cell, x, layout, directions)
     extras = [each.extras for each in directions]
+    if not layout.count:  # every row has length 0: nothing to do, and nothing that a kernel could be given
+        own = of_each(len(directions), tensors[1:])
+        x, own = read_input(problems[0], x), list(map(read_own, problems, own))  # torch would read without memory
+        ways = list(zip(map(read_extras, problems, extras), [each.reverse for each in directions], strict=True))
+        return [by_reference(cell, layout, x, its, way) for its, way in zip(own, ways, strict=True)]
     if not (torch.is_grad_enabled() and any_requires_grad(tensors)):
         return [(tuple(out), tuple(final)) for out, final, _ in forward(problems, tensors, extras, save=False)]
     checkpoint = extras[0].checkpoint
@@ -283,19 +280,6 @@ def _filled(ways: Sequence[Way], tensors: Sequence[Any]) -> list[Way]:
     """The ways with their tensors again, those of one after those of the other."""
     given = iter(tensors)
     return [(extras.holding([next(given) for _ in extras.tensors]), reverse) for extras, reverse in ways]
-
-
-def must_be_differentiable(grads: Sequence[torch.Tensor | None]) -> bool:
-    """Whether a backward pass is itself to be differentiated or batched, which kernels cannot be."""
-    if torch.is_grad_enabled():
-        return True
-    for grad in grads:  # one may stand for something else than its numbers: many gradients at once (vmap over backward)
-        if grad is not None and (_is_batched(grad) or _is_batched_otherwise(grad) or is_foreign(grad)):
-            return True
-    return False
-
-
-_is_batched, _is_batched_otherwise = _functorch.is_batchedtensor, _functorch.is_legacy_batchedtensor
 
 
 def by_reference(cell: Cell, layout: Layout, x: torch.Tensor, own: Sequence[Any], way: Way) -> Result:

@@ -18,7 +18,7 @@ from recollect.engine.llvm.problem import Parts, Pass, Problem
 from recollect.engine.llvm.team import Team, team
 from recollect.engine.llvm.together import Strand, run_together
 from recollect.engine.plan import Plan, Variant
-from recollect.engine.readable import read_extras, read_gradients, read_input, read_own
+from recollect.engine.readable import TYPES, read_extras, read_gradients, read_input, read_own
 from recollect.engine.reference import PLAIN, Direction, Extras
 from recollect.engine.watched import Watched
 from recollect.errors import InputError
@@ -29,7 +29,7 @@ _Result = TypeVar("_Result")
 Found = tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor | None]
 _address = torch.Tensor.data_ptr
 
-DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+DTYPES = {dtype: name for name, dtype in TYPES.items()}
 
 
 def kernels_of(cell: Cell, dtype: torch.dtype, variant: Variant) -> Kernels:
@@ -223,7 +223,10 @@ def forward_part(
     save: bool,
     memory: torch.Tensor | None = None,
 ) -> Part[Found]:
-    """What `forward` does for one direction, whose tensors are ``own``; x and ``outputs`` are a kernel's to use."""
+    """Prepare the forward kernel of one direction, whose tensors are ``own``, and take its results once it has run.
+
+    x and ``outputs`` are a kernel's to use.
+    """
     own = read_own(problem, own)
     rest = own[4:]
     plan, batch, hidden, width = problem.plan, problem.batch, problem.hidden, problem.width
@@ -369,7 +372,10 @@ def backward_part(
     needed: Sequence[bool],
     grads: Sequence[torch.Tensor | None],
 ) -> Part[list[Any]]:
-    """What `backward` does for one direction, whose tensors are ``own``; ``dx`` is room for the gradient of x."""
+    """Prepare the backward kernel of one direction, whose tensors are ``own``, and take its results once it has run.
+
+    ``dx`` is room for the gradient of x.
+    """
     weight_ih, weight_hh, _, _, *rest = read_own(problem, own)
     grads = read_gradients(problem, grads)
     plan, hidden = problem.plan, problem.hidden

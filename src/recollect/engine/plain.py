@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 
 from recollect.cells.cell import Cell
-from recollect.engine.autograd import any_requires_grad, by_reference, differentiable_backward, must_be_differentiable
+from recollect.engine.autograd import any_requires_grad, by_reference, differentiable_backward
 from recollect.engine.buffers import Buffer
 from recollect.engine.calls import (
     backward,
@@ -31,7 +31,7 @@ from recollect.engine.llvm.team import team
 from recollect.engine.plan import Variant
 from recollect.engine.readable import Gate
 from recollect.engine.reference import PLAIN
-from recollect.engine.saved import differentiable, save, saved
+from recollect.engine.saved import differentiable, must_be_differentiable, save, saved
 
 
 def run(

@@ -160,7 +160,7 @@ def read_own(problem: Problem, own: Sequence[Any]) -> list[Any]:
         own: None where there is none.
     """
     plan = problem.plan
-    shapes = own_shapes(
+    shapes = _of_own(
         problem.gates, problem.inputs, problem.hidden, problem.batch, len(plan.own_states), len(plan.vectors)
     )
     return readable(own, shapes, TYPES[problem.tiling.dtype], _names(plan.own_states, plan.vectors))
@@ -174,7 +174,7 @@ def read_gradients(problem: Problem, grads: Sequence[Any]) -> list[Any]:
 
 
 def read_extras(problem: Problem, extras: Extras) -> Extras:
-    """What a call adds to a direction as its kernels read it; InputError if it is not what they expect."""
+    """The additions of a call to a direction as its kernels read them; InputError if they are not what they expect."""
     if extras is PLAIN:
         return extras
     rows, hidden, dtype = problem.rows.shape, problem.hidden, TYPES[problem.tiling.dtype]
@@ -187,7 +187,7 @@ def read_extras(problem: Problem, extras: Extras) -> Extras:
 
 
 @lru_cache(maxsize=128)
-def own_shapes(gates: int, inputs: int, hidden: int, batch: int, states: int, vectors: int) -> list[Shape]:
+def _of_own(gates: int, inputs: int, hidden: int, batch: int, states: int, vectors: int) -> list[Shape]:
     """Of the four parameters, the initial states and the vectors, where G * H is ``gates``."""
     of_parameters = [(gates, inputs), (gates, hidden), (gates,), (gates,)]
     return [*of_parameters, *[(1, batch, hidden)] * states, *[(hidden,)] * vectors]

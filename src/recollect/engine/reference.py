@@ -87,7 +87,7 @@ class Extras(NamedTuple):
         return [] if self is PLAIN else [self.resets, self.feed_mask, *self.keep]
 
     def holding(self, tensors: Sequence[Any]) -> Extras:
-        """The same with others in place of its `tensors`."""
+        """These additions with other tensors in place of their own."""
         if self is PLAIN:
             return self
         resets, feed_mask, *keep = tensors

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]  (no stub)
 
-from recollect.engine.memory import check_memory
+from recollect.engine.memory import check_memory, is_foreign
 from recollect.errors import InputError
 
 
@@ -76,3 +77,16 @@ def differentiable(ctx: Any, everything: Sequence[Any]) -> tuple[Sequence[Any], 
                 remedy="call backward before module.to(), .half() or an assignment to .data",
             )
     return everything[: ctx.given], everything[ctx.given :]
+
+
+def must_be_differentiable(grads: Sequence[torch.Tensor | None]) -> bool:
+    """Whether a backward pass is itself to be differentiated or batched, which kernels cannot be."""
+    if torch.is_grad_enabled():
+        return True
+    for grad in grads:  # one may stand for something else than its numbers: many gradients at once (vmap over backward)
+        if grad is not None and (_is_batched(grad) or _is_batched_otherwise(grad) or is_foreign(grad)):
+            return True
+    return False
+
+
+_is_batched, _is_batched_otherwise = _functorch.is_batchedtensor, _functorch.is_legacy_batchedtensor

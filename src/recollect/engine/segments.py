@@ -22,7 +22,7 @@ from recollect.engine.layout import Layout
 from recollect.engine.llvm.problem import Problem
 from recollect.engine.memory import check_memory
 from recollect.engine.reference import Direction, Extras, Weights
-from recollect.engine.saved import save, saved
+from recollect.engine.saved import must_be_differentiable, save, saved
 from recollect.errors import NotYetError
 
 # Memory that is left to a segment, and how many times that a sequence must need to be worth cutting; in bytes.
@@ -78,11 +78,12 @@ class Segmented(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> Any:
-        if torch.is_grad_enabled():
+        if must_be_differentiable(grads):
             raise NotYetError(
-                "a layer that runs in segments has first derivatives only", given="create_graph=True",
+                "a layer that runs in segments has first derivatives only, of one loss at a time",
+                given="create_graph=True" if torch.is_grad_enabled() else "is_grads_batched=True, or the like",
                 remedy="checkpoint=None",
-            )  # fmt: skip
+            )
         needed, (tensors, others) = ctx.needs_input_grad[_BEFORE_TENSORS:], saved(ctx, ctx.saved_tensors)
         x, hidden, count, of_extras = tensors[0], ctx.hidden, len(ctx.cell.states), len(ctx.extras.tensors)
         extras, begun = ctx.extras.holding(others[:of_extras]), others[of_extras:]

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from recollect.cells.cell import Cell
 from recollect.engine.memory import check_memory
 from recollect.errors import InputError
+from recollect.nn.rows import checked_sizes, moved
 
 
 def check_sizes(**sizes: object) -> None:
@@ -27,14 +28,12 @@ def rows_of(x: Any) -> Any:
 
 
 def packed_batch(x: PackedSequence) -> int:
-    """B of a PackedSequence; from a shape where there is one, which a compiler can follow."""
-    sizes, order = x.batch_sizes, x.sorted_indices
-    if order is not None:
-        return order.numel()
-    # `lay_out` refuses what is no list of sizes; here nothing but its first is looked at.
+    """B of a PackedSequence; InputError if its parts do not belong together."""
     if not torch.compiler.is_compiling():
-        check_memory("batch_sizes", sizes)
-    return int(sizes[0]) if sizes.dim() == 1 and sizes.shape[0] else 0
+        return checked_sizes(x)[0]
+    # From a shape where there is one, which a compiler can follow; the operator checks when it runs.
+    order = x.sorted_indices
+    return int(x.batch_sizes[0]) if order is None else order.shape[0]
 
 
 def check_probability(name: str, value: object) -> float:
@@ -81,7 +80,7 @@ def check_resets(resets: Any, x: torch.Tensor | PackedSequence) -> torch.Tensor:
             expected=f"torch.bool {tuple(wanted)}, the layout of x without features",
             remedy="resets.bool()" if is_tensor and flags.shape == wanted else None,
         )
-    return flags.to(rows_of(x).device)
+    return moved("resets", flags, rows_of(x).device)
 
 
 def check_dtype(dtype: torch.dtype | None) -> None:
@@ -144,6 +143,8 @@ def check_input(x: torch.Tensor, weight: torch.Tensor, input_size: int, layouts:
         expected = ", or ".join(layouts.values())
         raise InputError("the input has the wrong number of dimensions", given=tuple(x.shape), expected=expected)
     check_memory("the input", x)
+    if x.layout is not torch.strided:
+        raise InputError("the input must be dense", given=x.layout, expected=torch.strided, remedy="x.to_dense()")
     if not x.is_floating_point():
         raise InputError(
             "the input must hold floating-point numbers",

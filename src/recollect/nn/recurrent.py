@@ -339,6 +339,7 @@ class Recurrent(tracing.RefusesScripts):
         if (
             type(x) is torch.Tensor
             and x.dim() == 3
+            and x.layout is torch.strided
             and x.shape[2] == self.input_size
             and x.dtype == weight.dtype
             and x.device == weight.device

@@ -32,7 +32,7 @@ def lay_out(
     if isinstance(x, PackedSequence):
         if lengths is not None:
             raise InputError("a PackedSequence has its lengths already", given="lengths=", remedy="leave it out")
-        sizes = _checked_sizes(x)
+        sizes = checked_sizes(x)
         order, inverse = _checked_order(x, sizes[0])
         return Layout(sizes, sizes[0], order=order, inverse=inverse)
     batch, steps = (x.shape[0], x.shape[1]) if batch_first else (x.shape[1], x.shape[0])
@@ -54,7 +54,7 @@ def lay_out(
     return dense(batch, steps, batch_first=batch_first) if layout.shortest == steps > 0 else layout
 
 
-def _checked_sizes(x: PackedSequence) -> list[int]:
+def checked_sizes(x: PackedSequence) -> list[int]:
     """The rows of each step of a PackedSequence, which anybody can make of tensors that do not fit together."""
     sizes = x.batch_sizes
     shown: Any = type(sizes).__name__
@@ -94,8 +94,7 @@ def _places(indices: Any, batch: int) -> torch.Tensor | None:
     """The indices on the CPU, or None unless there are B of them and each is a place in the batch."""
     if not isinstance(indices, torch.Tensor) or indices.dtype is not torch.int64 or indices.shape != (batch,):
         return None
-    check_memory("the indices of a PackedSequence", indices)
-    indices = indices.cpu()
+    indices = moved("the indices of a PackedSequence", indices, torch.device("cpu"))
     return indices if indices.min() >= 0 and indices.max() < batch else None
 
 
@@ -114,5 +113,13 @@ def _checked_lengths(lengths: Any, batch: int) -> torch.Tensor:
         return sizes
     if sizes.is_floating_point() or sizes.is_complex() or sizes.dtype == torch.bool:
         raise InputError("lengths must be whole numbers", given=sizes.dtype, expected="torch.int64, shape [B]")
-    check_memory("lengths", sizes)
-    return readable([sizes.to("cpu", torch.int64)], [(batch,)], torch.int64, ["lengths"])[0]
+    sizes = moved("lengths", sizes, torch.device("cpu")).to(torch.int64)
+    return readable([sizes], [(batch,)], torch.int64, ["lengths"])[0]
+
+
+def moved(name: str, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on a device; InputError if it has no numbers that could go there."""
+    check_memory(name, tensor)
+    if tensor.is_meta and device.type != "meta":
+        raise InputError(f"{name} cannot be on the meta device, which holds no numbers", given=tuple(tensor.shape))
+    return tensor.to(device)

@@ -124,7 +124,7 @@ def store(key: str, payload: bytes) -> None:
 
 
 def _head(own: bytes, key: str, payload: bytes) -> bytes:
-    """What stands before a payload; only who has the user's own key can write it."""
+    """The head of an entry, which stands before its payload; only who has the user's own key can write it."""
     named = MAGIC + bytes.fromhex(key)
     proof = hmac.new(own, named, hashlib.sha256)
     proof.update(payload)

@@ -22,7 +22,7 @@ _NAME = "kernels.key"
 
 
 class UnsafeError(Exception):
-    """What is where the key should be cannot be trusted; the text says what and why."""
+    """The file or folder of the key cannot be trusted; the text says what it is and why."""
 
 
 def directory() -> Path | None:

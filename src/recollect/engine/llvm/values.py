@@ -361,7 +361,10 @@ class Emitter:
 
     @property
     def _alignment(self) -> ir.Constant:
-        """That of one number. LLVM 20 wants it as an operand beside a mask; LLVM 22, which does not, still reads it."""
+        """The alignment of one number, in bytes.
+
+        LLVM 20 wants it as an operand beside a mask; LLVM 22, which does not, still reads it.
+        """
         return ir.Constant(ir.IntType(32), self.size)
 
 
