@@ -9,8 +9,8 @@ from unittest import mock
 
 import numpy as np
 
-from recollect.engine import layout, plain, readable
-from recollect.nn import rows
+from recollect.engine import layout, readable
+from recollect.nn import checks, rows
 from recollect.stream import stepper
 
 
@@ -25,8 +25,8 @@ def _any_shape(tensors: Any, shapes: Any, dtype: Any, names: Any = ()) -> list[A
     ]
 
 
-def _any_memory(tensors: Any, shapes: Any, dtype: Any) -> list[int]:
-    """`readable.addresses` that trusts its tensors."""
+def _any_memory(gate: Any, tensors: Any) -> list[int]:
+    """`readable.Gate.addresses` that trusts its tensors."""
     return [tensor.data_ptr() for tensor in tensors]
 
 
@@ -43,8 +43,8 @@ _Change = tuple[Any, str, Callable[..., Any]]
 BROKEN: dict[str, list[_Change]] = {
     "memory": [(module, "check_memory", _nothing) for module in (readable, rows, layout)],
     "shapes": [(readable, "readable", _any_shape)],
-    "addresses": [(plain, "addresses", _any_memory)],
-    "sizes": [(rows, "_checked_sizes", _any_sizes)],
+    "addresses": [(readable.Gate, "addresses", _any_memory)],
+    "sizes": [(module, "checked_sizes", _any_sizes) for module in (checks, rows)],
     "order": [(rows, "_checked_order", _any_order)],
     "input": [(stepper, "_as_numbers", lambda x, _: np.asarray(x))],
 }

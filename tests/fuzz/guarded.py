@@ -69,7 +69,9 @@ def tensor(values: torch.Tensor) -> torch.Tensor:
     given = values.detach()
     kind = np.dtype(str(given.dtype).removeprefix("torch."))
     made = torch.from_numpy(array(given.shape, kind, [stride * given.itemsize for stride in given.stride()]))
-    return made.copy_(given)
+    part = tuple(slice(None) if stride else slice(1) for stride in given.stride())  # what is not expanded
+    made[part].copy_(given[part])
+    return made
 
 
 def of_array(values: np.ndarray) -> np.ndarray:
@@ -92,10 +94,11 @@ class _Memory(buffers.Memory):
         assert self.address % _LINE == 0, "parts of the engine's memory begin on cache lines"
 
 
-def _lend(self: buffers.Buffer, dtype: torch.dtype, parts: Parts) -> None:
-    """A buffer of exactly its size, where the pool's may be larger."""
+def _lend(self: buffers.Buffer, dtype: torch.dtype, parts: Parts, small: int | None = None) -> None:
+    """A buffer of exactly its size, which nobody uses again, where the pool's may be larger."""
     self._memory = _Memory((dtype, parts.total))
-    self._loan, self._total = self._memory.lend(), parts.total
+    self._loan, self._total, self._fresh = self._memory.lend(), parts.total, None
+    self.nbytes = self._memory.nbytes
     self.addresses = parts.addresses(self._memory.address, dtype.itemsize)
 
 

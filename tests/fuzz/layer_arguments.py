@@ -96,8 +96,6 @@ class Subject:
         if call.rows != "padded":
             return data, leaf, None
         kind = call.kind("lengths")
-        if kind in ("expanded",):
-            lengths = lengths[:1].expand_as(lengths)
         return data, leaf, lengths.clone() if self._plain else _odd_lengths(lengths, kind, call.steps)
 
     def _odd_input(self, values: torch.Tensor, kind: str) -> Any:

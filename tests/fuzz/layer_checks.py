@@ -22,6 +22,9 @@ from tolerances import GRADIENT, VALUE, assert_bits, assert_equal
 
 __all__ = ["Call", "Kind", "check", "examples"]
 
+# One number alone, in which most of its terms may cancel out, is less exact than many together; faults are far larger.
+_VALUE, _GRADIENT = ({dtype: 10 * most for dtype, most in allowed.items()} for allowed in (VALUE, GRADIENT))
+
 
 # Between and after ---------------------------------------------------------------------------------
 
@@ -239,7 +242,7 @@ def _check(call: Call) -> None:
     if expected is not SAFE:
         assert results.keys() == true_results.keys()
         for name, result in results.items():
-            assert_equal(result.detach(), true_results[name].detach(), VALUE, name)
+            assert_equal(result.detach(), true_results[name].detach(), _VALUE, name)
     if call.mode != "grad":
         return
     found: dict[str, Any] = {}
@@ -264,7 +267,8 @@ def _check(call: Call) -> None:
             other = true if gradient is None else gradient
             assert other is None or not other.any(), f"gradient of {name} is missing"
         else:
-            assert_equal(gradient.detach(), true.detach(), GRADIENT, f"gradient of {name}")
+            # The true one is of float64; and that of a sparse parameter may be sparse.
+            assert_equal(gradient.detach().to_dense(), true.detach().to_dense(), _GRADIENT, f"gradient of {name}")
 
 
 def _truth(call: Call, noise: list[torch.Tensor], wanted: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -29,8 +29,7 @@ def fuzz(target, note, *options, seconds):
     return ended.returncode == 0, said
 
 
-# That of layers still finds calls whose error is torch's own rather than ours: `make fuzz`, or -m slow.
-@pytest.mark.parametrize("target", ["stepper", pytest.param("layers", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("target", SECONDS)
 def test_nothing_crashes_and_nothing_is_wrong_in_silence(target, tmp_path):
     passed, said = fuzz(target, tmp_path / "example", seconds=SECONDS[target])
     assert passed, said

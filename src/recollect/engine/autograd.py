@@ -85,10 +85,9 @@ def run(cell: Cell, x: torch.Tensor, layout: Layout, directions: Sequence[Direct
     problems, tensors = prepare(cell, x, layout, directions)
     extras = [each.extras for each in directions]
     if not layout.count:  # every row has length 0: nothing to do, and nothing that a kernel could be given
-        own = of_each(len(directions), tensors[1:])
-        x, own = read_input(problems[0], x), list(map(read_own, problems, own))  # torch would read without memory
-        ways = list(zip(map(read_extras, problems, extras), [each.reverse for each in directions], strict=True))
-        return [by_reference(cell, layout, x, its, way) for its, way in zip(own, ways, strict=True)]
+        ways = [(each.extras, each.reverse) for each in directions]
+        each = zip(problems, of_each(len(directions), tensors[1:]), ways, strict=True)
+        return [by_reference(cell, problem, layout, x, own, way) for problem, own, way in each]
     if not (torch.is_grad_enabled() and any_requires_grad(tensors)):
         return [(tuple(out), tuple(final)) for out, final, _ in forward(problems, tensors, extras, save=False)]
     checkpoint = extras[0].checkpoint
@@ -188,8 +187,8 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     def reference(ctx: Any, tensors: Sequence[Any], ways: Sequence[Way]) -> list[torch.Tensor]:
         """What `forward` returned, by the reference."""
-        x, own = tensors[0], of_each(len(ways), tensors[1:])
-        found = [by_reference(ctx.cell, ctx.layout, x, its, way) for its, way in zip(own, ways, strict=True)]
+        x, each = tensors[0], zip(ctx.problems, of_each(len(ways), tensors[1:]), ways, strict=True)
+        found = [by_reference(ctx.cell, problem, ctx.layout, x, own, way) for problem, own, way in each]
         return [each for outputs, final in found for each in (*outputs, *final)]
 
 
@@ -258,8 +257,8 @@ class _Layers(torch.autograd.Function):
     def reference(ctx: Any, tensors: Sequence[Any], ways: Sequence[Way]) -> Sequence[torch.Tensor]:
         """What `forward` returned, by the reference."""
         x, found = tensors[0], []
-        for own, way in zip(of_each(len(ways), tensors[1:]), ways, strict=True):
-            found.append(by_reference(ctx.cell, ctx.layout, x, own, way))
+        for problem, own, way in zip(ctx.problems, of_each(len(ways), tensors[1:]), ways, strict=True):
+            found.append(by_reference(ctx.cell, problem, ctx.layout, x, own, way))
             x = found[-1][0][0]
         return _of_layers(found)
 
@@ -282,9 +281,13 @@ def _filled(ways: Sequence[Way], tensors: Sequence[Any]) -> list[Way]:
     return [(extras.holding([next(given) for _ in extras.tensors]), reverse) for extras, reverse in ways]
 
 
-def by_reference(cell: Cell, layout: Layout, x: torch.Tensor, own: Sequence[Any], way: Way) -> Result:
-    """One layer and direction, whose tensors are ``own``."""
-    (ih, hh, bias_ih, bias_hh, *rest), (extras, reverse) = own, way
+def by_reference(cell: Cell, problem: Problem, layout: Layout, x: torch.Tensor, own: Sequence[Any], way: Way) -> Result:
+    """One layer and direction, whose tensors are ``own``, in PyTorch's own operations.
+
+    These read past a tensor's memory, and take shapes for others; so it has to pass the gate to the kernels.
+    """
+    extras, reverse = read_extras(problem, way[0]), way[1]
+    x, (ih, hh, bias_ih, bias_hh, *rest) = read_input(problem, x), read_own(problem, own)
     states, vectors = rest[: len(cell.states)], rest[len(cell.states) :]
     weights = Weights(ih, hh, bias_ih, bias_hh, None, vectors)
     initial = None if states[0] is None else states

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -12,13 +12,14 @@ import torch
 from recollect.cells.cell import Cell
 from recollect.engine.buffers import Buffer, part_addresses
 from recollect.engine.layout import Layout
+from recollect.engine.llvm.addresses import backward_addresses, forward_addresses
 from recollect.engine.llvm.division import divide
 from recollect.engine.llvm.kernels import Kernels, kernels_for
 from recollect.engine.llvm.problem import Parts, Pass, Problem
 from recollect.engine.llvm.team import Team, team
 from recollect.engine.llvm.together import Strand, run_together
-from recollect.engine.plan import Plan, Variant
-from recollect.engine.readable import TYPES, read_extras, read_gradients, read_input, read_own
+from recollect.engine.plan import Variant
+from recollect.engine.readable import TYPES, read_extras, read_gradients, read_input, read_kept, read_own
 from recollect.engine.reference import PLAIN, Direction, Extras
 from recollect.engine.watched import Watched
 from recollect.errors import InputError
@@ -188,32 +189,6 @@ def new_outputs(problem: Problem, x: torch.Tensor) -> list[torch.Tensor]:
     return [x.new_empty(shape) for _ in problem.plan.outputs]
 
 
-def forward_addresses(
-    plan: Plan,
-    read: Sequence[int],
-    outputs: Iterable[int],
-    final: Iterable[int],
-    initial: Iterable[int],
-    vectors: Iterable[int],
-    scratch: Sequence[int],
-    kept: Sequence[int] | None = None,
-    given: Iterable[int] = (),
-) -> tuple[int, ...]:
-    """The addresses of a forward pass in the order of `Problem.infer`.
-
-    Args:
-        plan: the cell's.
-        read: of x and the four parameters; 0 for a bias that there is not.
-        outputs, final, initial, vectors: of each output, of each state after the last step and before the first, of
-            each vector.
-        scratch: of the parts of the pass's own memory.
-        kept: of the parts of the memory where it leaves what the backward pass reads, if it does.
-        given: of `_given`.
-    """
-    left = [0] * (len(plan.states) + 1) if kept is None else kept
-    return (*read, *scratch, *left, *outputs, *initial, *final, *vectors, *given)
-
-
 def forward_part(
     problem: Problem,
     x: torch.Tensor,
@@ -320,38 +295,6 @@ def backward(
     return [dx, *result]
 
 
-def backward_addresses(
-    problem: Problem,
-    read: Sequence[int],
-    written: Sequence[int],
-    kept: Iterable[int],
-    doutputs: Sequence[int],
-    dstates: Iterable[int],
-    vectors: Iterable[int],
-    scratch: Iterable[int],
-    given: Iterable[int] = (),
-    leaving: Iterable[int] = (),
-) -> tuple[int, ...]:
-    """The addresses of a backward pass in the order of `Problem.backward`.
-
-    Args:
-        problem: of the direction.
-        read: of x and the two matrices.
-        written: of the gradients of x and of the two matrices, 0 for one that is not wanted, and of the sums.
-        kept: of the parts of what the forward pass left.
-        doutputs: of the gradient of each output; 0 for one that there is not.
-        dstates: of the gradient of each state, and of each state's at resets.
-        vectors: of each vector.
-        scratch: of the parts of the pass's own memory.
-        given: of `_given`.
-        leaving: of `Problem.leaving`.
-    """
-    (x, ih, hh), (dx, dw_ih, dw_hh, sums) = read, written
-    rows, strides = [each or problem.zeros for each in doutputs], [problem.hidden if each else 0 for each in doutputs]
-    matrices = (x, dx, ih, hh, dw_ih, dw_hh, sums)
-    return (*matrices, *kept, *rows, *strides, *dstates, *vectors, *given, *leaving, *scratch)
-
-
 def of_sums(problem: Problem, sums: torch.Tensor) -> list[torch.Tensor]:
     """The gradients of the two biases, which may be one tensor, and of the vectors: the sums over rows hold them."""
     plan, hidden, gates = problem.plan, problem.hidden, problem.gates
@@ -377,7 +320,7 @@ def backward_part(
     ``dx`` is room for the gradient of x.
     """
     weight_ih, weight_hh, _, _, *rest = read_own(problem, own)
-    grads = read_gradients(problem, grads)
+    grads, memory = read_gradients(problem, grads), read_kept(problem, memory)
     plan, hidden = problem.plan, problem.hidden
     count, wanted = len(rest) - len(plan.vectors), len(plan.outputs)
     dstates = x.new_zeros(len(plan.states), problem.batch, problem.grad_width)
@@ -401,7 +344,7 @@ def backward_part(
         problem,
         (x.data_ptr(), weight_ih.data_ptr(), weight_hh.data_ptr()),
         [0 if each is None else each.data_ptr() for each in (dx, dw_ih, dw_hh, sums)],
-        part_addresses(memory, x.dtype, problem.kept),
+        problem.kept.addresses(memory.data_ptr(), x.itemsize),
         [0 if each is None else each.data_ptr() for each in doutputs],
         [first + of_state * place for first in grads_at for place in range(len(plan.states))],
         map(_address, rest[count:]),

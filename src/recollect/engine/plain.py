@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, cast
 
 import torch
@@ -17,15 +17,9 @@ import torch
 from recollect.cells.cell import Cell
 from recollect.engine.autograd import any_requires_grad, by_reference, differentiable_backward
 from recollect.engine.buffers import Buffer
-from recollect.engine.calls import (
-    backward,
-    backward_addresses,
-    forward_addresses,
-    kept_problem,
-    new_problem,
-    of_sums,
-)
+from recollect.engine.calls import backward, kept_problem, new_problem, of_sums
 from recollect.engine.layout import Layout, dense
+from recollect.engine.llvm.addresses import backward_addresses, forward_addresses
 from recollect.engine.llvm.problem import Problem
 from recollect.engine.llvm.team import team
 from recollect.engine.plan import Variant
@@ -188,10 +182,10 @@ class _Calls:
             biases, vectors = (None, None), tensors[3:]
         return [*x_and_matrices, *biases, *[None] * len(self._cell.states), *vectors]
 
-    def by_reference(self, layout: Layout, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def by_reference(self, problem: Problem, layout: Layout, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """What `forward` returned, in PyTorch's own operations."""
         x, *own = self._own(tensors)
-        outputs, final = by_reference(self._cell, layout, x, own, (PLAIN, False))
+        outputs, final = by_reference(self._cell, problem, layout, x, own, (PLAIN, False))
         return [*outputs, *map(layout.unsort, final)]
 
 
@@ -231,7 +225,8 @@ class _Call(torch.autograd.Function):
             found = calls.backward_of_output(tensors, kept, needed, doutput)  # most calls by far
         if found is None and must_be_differentiable(grads):
             tensors, _ = differentiable(ctx, everything)
-            found = differentiable_backward(lambda: calls.by_reference(layout, tensors), tensors, needed, grads)
+            run = partial(calls.by_reference, ctx.problem, layout, tensors)
+            found = differentiable_backward(run, tensors, needed, grads)
         elif found is None:
             tensors, (kept,) = saved(ctx, everything)
             found = calls.backward(ctx.problem, layout, tensors, kept, needed, grads)

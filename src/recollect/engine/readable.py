@@ -166,6 +166,13 @@ def read_own(problem: Problem, own: Sequence[Any]) -> list[Any]:
     return readable(own, shapes, TYPES[problem.tiling.dtype], _names(plan.own_states, plan.vectors))
 
 
+def read_kept(problem: Problem, memory: torch.Tensor) -> torch.Tensor:
+    """The memory that the forward pass of a direction left as the kernel reads it; InputError if it is another's."""
+    names = ["the memory that was kept for the backward pass"]
+    # Whoever keeps it without knowing the lengths of the rows has more.
+    return readable([memory], [(max(memory.numel(), problem.kept.total),)], TYPES[problem.tiling.dtype], names)[0]
+
+
 def read_gradients(problem: Problem, grads: Sequence[Any]) -> list[Any]:
     """The gradients of the outputs and of the final states of a direction as its kernels read them; else InputError."""
     states = problem.plan.own_states

@@ -201,10 +201,10 @@ def check_states(state: Any, shapes: Mapping[str, tuple[int, ...]], x: torch.Ten
                 expected=f"{shape}: {axes}",
             )
         check_memory(f"state {name!r}", each)
-        if each.dtype != x.dtype or each.device != x.device:
+        if each.dtype != x.dtype or each.device != x.device or each.layout is not torch.strided:
             raise InputError(
                 f"state {name!r} and the input differ",
-                given=f"{each.dtype} on {each.device}",
-                expected=f"{x.dtype} on {x.device}",
+                given=f"{each.dtype}, {each.layout}, on {each.device}",
+                expected=f"{x.dtype}, {torch.strided}, on {x.device}",
             )
     return list(given)

@@ -15,7 +15,6 @@ from recollect.cells.cell import Cell
 from recollect.engine import dispatch, plain
 from recollect.engine.autograd import obstacle
 from recollect.engine.masks import Masks
-from recollect.engine.memory import check_memory
 from recollect.engine.plan import Variant
 from recollect.engine.precision import is_bfloat16
 from recollect.errors import InputError, NotYetError
@@ -366,11 +365,11 @@ class Recurrent(tracing.RefusesScripts):
         sizes, runs = self._state_sizes(), self.num_layers * self._directions
         if state is None and self.learned_initial_state:
             suffixes = [suffix for layer in range(self.num_layers) for suffix in self._suffixes(layer)]
-            for own in (f"initial_{name}_{suffix}" for name in sizes for suffix in suffixes):
-                check_memory(own, getattr(self, own))  # torch would read without
-            learned = [
-                torch.stack([getattr(self, f"initial_{name}_{suffix}") for suffix in suffixes]) for name in sizes
-            ]
+            learned = []
+            for name, size in sizes.items():
+                own = {f"initial_{name}_{suffix}": (size,) for suffix in suffixes}
+                parts = [getattr(self, each) for each in own]
+                learned.append(torch.stack(check_states(parts, own, rows_of(x), "hidden_size")))
             return [each.unsqueeze(1).expand(runs, batch, -1) for each in learned]
         rows = () if unbatched else (batch,)
         axes = "layers * directions, " + ("" if unbatched else "batch, ") + "hidden_size"
