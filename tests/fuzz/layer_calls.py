@@ -243,6 +243,8 @@ def backward_expected(call: Call) -> Expected:
         found = SAFE
     if call.way in ("batched", "second") and call.kind("gradient"):
         found = max(found, SAFE)
+    if call.kind("parameter") == "sparse" and "change" in kinds:  # whose leaf torch makes anew
+        found = SAFE
     if call.kind("hooks") and "change" in kinds:  # a hook may keep the very tensor that changes
         found = SAFE
     return SAFE if nothing_to_read(call) and found > EQUAL else found
