@@ -27,7 +27,7 @@ def pool(monkeypatch):
     """One of 64 KiB in place of the process's own."""
     made = Pool(64 * KIB, least=0)
     monkeypatch.setattr(buffers, "_pool", made)
-    monkeypatch.setattr(buffers, "_with_scratch", weakref.WeakSet())
+    monkeypatch.setattr(buffers, "_with_scratch", set())
     return made
 
 

@@ -171,13 +171,18 @@ def release_buffers() -> int:
     return _pool.release() + _release_scratch()
 
 
-_with_scratch: weakref.WeakSet[Pass] = weakref.WeakSet()
+# A plain set, of which Python makes a list in one piece, whatever other threads add.
+_with_scratch: set[weakref.ref[Pass]] = set()
+
+
+def _kernels_with_scratch() -> list[Pass]:
+    return [kernel for kernel in (known() for known in list(_with_scratch)) if kernel is not None]
 
 
 def _release_scratch() -> int:
     """Free what kernels keep for themselves; returns how many bytes that were."""
     count = 0
-    for kernel in list(_with_scratch):
+    for kernel in _kernels_with_scratch():
         idle, kernel.scratch = kernel.scratch or [], None
         count += sum(scratch.nbytes for scratch in idle)
     _with_scratch.clear()
@@ -236,14 +241,15 @@ class Buffer:
         """
         if self._fresh is None:
             return
-        if kernel.scratch is None:
-            held = sum(idle.nbytes for known in list(_with_scratch) for idle in known.scratch or ())
+        idle = kernel.scratch  # which another thread may release meanwhile
+        if idle is None:
+            held = sum(other.nbytes for known in _kernels_with_scratch() for other in known.scratch or ())
             if held + self.nbytes > _ALL_SCRATCH:
                 _release_scratch()
-            kernel.scratch = []
-            _with_scratch.add(kernel)
-        if len(kernel.scratch) < _MOST_SCRATCH:
-            kernel.scratch.append(self)
+            idle = kernel.scratch = []
+            _with_scratch.add(weakref.ref(kernel))
+        if len(idle) < _MOST_SCRATCH:
+            idle.append(self)
 
     def tensor(self) -> torch.Tensor:
         """All of it, flat. A loan lasts as long as this tensor or a view of it, wherever autograd keeps it."""
